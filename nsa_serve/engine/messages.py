@@ -1,0 +1,106 @@
+"""What crosses the socket between a client and the core: msgpack, one union each way.
+
+The core knows token ids only. A request with n continuations crosses as n sequences, which share
+their prompt's pages through the prefix cache.
+"""
+
+import msgspec
+
+from nsa_serve.outputs import FinishReason, RequestTimes, TokenLogprobs
+from nsa_serve.params import SamplingParams
+
+
+class AddSequence(msgspec.Struct, frozen=True, array_like=True, tag="add"):
+    """Continue `prompt_token_ids`; `sequence_id` is unique in the life of a client."""
+
+    sequence_id: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    priority: int = 0
+    """Lower runs first under the priority policy."""
+    salt: bytes = b""
+    """Prefix-cache pages are shared only between sequences of one salt."""
+    arrived: float = 0.0
+
+
+class AbortSequences(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Forget these sequences, in whatever state they are; unknown ids are no error."""
+
+    sequence_ids: list[int]
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
+    """End the core now."""
+
+
+ToCore = AddSequence | AbortSequences | Shutdown
+
+
+class SequenceOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What one step gave one sequence."""
+
+    sequence_id: int
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    """Set when a token of `stop_token_ids` ended it."""
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Of prompt tokens 1 and on, in pieces as prefill reaches them."""
+    num_cached_tokens: int = 0
+    times: RequestTimes | None = None
+    """With the first and the last output."""
+    error: str | None = None
+    """Why it failed, where finish_reason is error."""
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Gauges of now, and counters since start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    """Referenced pages over all pages, 0 to 1."""
+    num_pages: int = 0
+    num_steps: int = 0
+    step_tokens: int = 0
+    """Tokens computed by the last step."""
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    """Prompt tokens looked up."""
+    prefix_cache_hits: int = 0
+    """Prompt tokens found."""
+    num_preemptions: int = 0
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """The core is loaded and warmed."""
+
+    model_name: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    num_pages: int
+    page_size: int
+    device: str
+    dtype: str
+    attention: str
+    report: str
+    """The table of what fits, for the log."""
+
+
+class StepOutputs(msgspec.Struct, frozen=True, array_like=True, tag="step"):
+    """All that one step gave, and the engine's figures after it."""
+
+    outputs: list[SequenceOutput]
+    stats: EngineStats
+
+
+class CoreFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
+    """The core cannot go on (or not start); one line says why."""
+
+    message: str
+
+
+FromCore = Ready | StepOutputs | CoreFailed

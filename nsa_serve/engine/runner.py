@@ -1,0 +1,55 @@
+"""What the core loop asks of whatever computes tokens: the model, or a stand-in without one."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from nsa_scheduler.output import ScheduledBatch
+from nsa_serve.outputs import TokenLogprobs
+from nsa_serve.params import SamplingParams
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Sampled tokens of one step, by sequence id."""
+
+    token_ids: dict[int, int]
+    """One for each scheduled sequence that caught up, the failed ones excepted."""
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    """Sequences that cannot go on (a row of NaN, say), and a fixed text that says why."""
+
+
+@dataclass(slots=True, frozen=True)
+class RunnerInfo:
+    """What a runner is, once loaded."""
+
+    model_name: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    num_pages: int
+    page_size: int
+    device: str
+    dtype: str
+    attention: str
+    cache_key: bytes
+    """Differs between models (and dialects) whose pages must not be shared."""
+    report: str
+    """The table of what fits."""
+
+
+class Runner(Protocol):
+    """Computes steps over pages that it owns. Not thread-safe; one core loop drives it."""
+
+    @property
+    def info(self) -> RunnerInfo: ...
+
+    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+        """Make a sequence known before it is first scheduled."""
+
+    def remove(self, sequence_id: int) -> None:
+        """Forget a sequence; unknown ids are no error."""
+
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """Run one step. An exception means that nothing of the step may be kept."""

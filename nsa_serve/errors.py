@@ -1,0 +1,47 @@
+"""The errors that users of nsa-serve can meet, one tree.
+
+    NsaServeError
+    ├── ConfigError            a setting or a model folder that cannot be served; one line says why
+    │   └── ModelLoadError     a file of the model folder is missing, damaged or contradicts another
+    ├── RequestError           one request is at fault; nothing else is touched
+    │   ├── ContextLengthError     prompt (and output) longer than the model or the cache can hold
+    │   └── QueueFullError         the bounded queue is full; try again later
+    ├── EngineDeadError        the engine process is gone
+    └── OfflineError           something must be fetched once and no package index answers
+"""
+
+
+class NsaServeError(Exception):
+    """Base of every error that nsa-serve raises on purpose."""
+
+
+class ConfigError(NsaServeError):
+    """A setting or a model folder that cannot be served; the message is one line."""
+
+
+class ModelLoadError(ConfigError):
+    """A file of the model folder is missing, damaged or contradicts another."""
+
+
+class RequestError(NsaServeError):
+    """One request is at fault; the engine and all other requests go on."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(RequestError):
+    """The prompt is longer than the model's context or than the whole cache."""
+
+
+class QueueFullError(RequestError):
+    """The bounded queue of waiting requests is full."""
+
+
+class EngineDeadError(NsaServeError):
+    """The engine process ended; requests in flight are lost."""
+
+
+class OfflineError(NsaServeError):
+    """Something must be fetched once and no package index answers."""
