@@ -6,6 +6,7 @@
     ├── RequestError           one request is at fault; nothing else is touched
     │   ├── ContextLengthError     prompt (and output) longer than the model or the cache can hold
     │   └── QueueFullError         the bounded queue is full; try again later
+    ├── GenerationError        the engine could not compute one request; all others go on
     ├── EngineDeadError        the engine process is gone
     └── OfflineError           something must be fetched once and no package index answers
 """
@@ -37,6 +38,10 @@ class ContextLengthError(RequestError):
 
 class QueueFullError(RequestError):
     """The bounded queue of waiting requests is full."""
+
+
+class GenerationError(NsaServeError):
+    """The engine could not compute one request, through no fault found in it; all others go on."""
 
 
 class EngineDeadError(NsaServeError):
