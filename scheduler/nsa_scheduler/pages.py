@@ -88,18 +88,19 @@ class PagePool:
 
     def check_integrity(self, references: Mapping[int, int]) -> None:
         """Raise `AssertionError` unless all adds up and every page is held as often as stated."""
-        held = {page for page, count in enumerate(self._references) if count}
-        free, cached = set(self._free), set(self._cached)
+        held = {page: count for page, count in enumerate(self._references) if count}
+        assert held == dict(references), f"counts {held}, held {dict(references)}"
+        free = set(self._free)
         assert len(free) == len(self._free), "a page is in the free list twice"
-        assert len(free) + len(cached) + len(held) == self.num_pages, "a page is lost"
-        assert free | cached | held == set(range(self.num_pages)), "a page is in two places"
-        for page, count in enumerate(self._references):
-            stated = references.get(page, 0)
-            assert count == stated, f"page {page} counts {count} holders and has {stated}"
-        hashed = {h: page for page, h in enumerate(self._hashes) if h is not None}
-        assert hashed == self._page_of, "pages and hashes disagree"
-        assert not free & set(hashed.values()), "a free page has a hash"
-        assert cached <= set(hashed.values()), "a cached page has no hash"
+        assert len(free) + len(self._cached) + len(held) == self.num_pages, "a page is lost"
+        everywhere = free.union(self._cached, held)
+        assert len(everywhere) == self.num_pages, "a page is in two places"
+        for page_hash, page in self._page_of.items():
+            assert self._hashes[page] == page_hash, f"page {page} is found by another's hash"
+            assert page not in free, f"page {page} is free and has a hash"
+        num_hashed = self.num_pages - self._hashes.count(None)
+        assert num_hashed == len(self._page_of), "a hashed page cannot be found"
+        assert all(self._hashes[page] for page in self._cached), "a cached page has no hash"
 
     def _put_back(self, page: int) -> None:
         if self._hashes[page] is None:

@@ -1,5 +1,7 @@
 """How one step's tokens are shared among the sequences that run."""
 
+from collections.abc import Iterable
+
 from nsa_scheduler.output import ScheduledSequence
 from nsa_scheduler.policy import RankOf
 from nsa_scheduler.sequence import Sequence
@@ -22,22 +24,17 @@ class StepPlanner:
         self._sharing = sharing
         self._ageing = ageing
 
-    def plan(self, running: dict[int, Sequence], budget: int) -> list[ScheduledSequence]:
-        """Share out `budget` tokens; every sequence's pages cover its tokens already.
+    def plan(self, running: Iterable[Sequence], budget: int) -> list[ScheduledSequence]:
+        """Share out `budget` tokens, at least one for each sequence that runs.
 
-        Where more sequences decode than there are tokens, those served move to the end of
-        `running`, so that they take turns.
+        Every sequence's pages cover its tokens already.
         """
         decoding: list[Sequence] = []
         catching_up: list[Sequence] = []
-        for seq in running.values():
+        for seq in running:
             num_tokens = len(seq.token_ids)
             decodes = num_tokens - seq.num_computed == 1 and num_tokens > seq.num_prompt_tokens
             (decoding if decodes else catching_up).append(seq)
-        if len(decoding) > budget:
-            decoding = decoding[:budget]
-            for seq in decoding:
-                running[seq.sequence_id] = running.pop(seq.sequence_id)
         items = [ScheduledSequence(seq, seq.num_computed, 1) for seq in decoding]
         if catching_up:
             items += self._chunks(catching_up, budget - len(decoding))

@@ -39,6 +39,7 @@ class Scheduler:
         self._running: dict[int, Sequence] = {}
         self._sequences: dict[int, Sequence] = {}
         self._in_flight: ScheduledBatch | None = None
+        self._max_sequence_len = config.max_sequence_len
         self._num_arrived = 0
         self._step = 0
 
@@ -70,10 +71,10 @@ class Scheduler:
         """Queue a sequence. Raises `NeverFits` or `QueueFull`, and then forgets it."""
         assert seq.sequence_id not in self._sequences, f"sequence {seq.sequence_id} exists"
         assert seq.num_tokens == seq.num_prompt_tokens >= 1, "a new sequence is its prompt"
-        if seq.num_tokens + 1 > self.config.max_sequence_len:
+        if seq.num_tokens + 1 > self._max_sequence_len:
             raise NeverFits(
                 f"a prompt of {seq.num_tokens} tokens and one more exceed the limit of "
-                f"{self.config.max_sequence_len}"
+                f"{self._max_sequence_len}"
             )
         if self.num_waiting >= self.config.max_num_queued:
             raise QueueFull(f"{self.num_waiting} sequences are waiting already")
@@ -98,20 +99,15 @@ class Scheduler:
             seq.state = SequenceState.FINISHED
         return aborted
 
-    def schedule(self, max_num_tokens: int | None = None) -> ScheduledBatch:
-        """Plan one step, of at most `max_num_tokens` tokens where the configured budget is larger.
-
-        Decoding sequences come first; where there are more of them than tokens they take turns.
-        """
+    def schedule(self) -> ScheduledBatch:
+        """Plan one step: decoding sequences first, then chunks of those that catch up."""
         assert self._in_flight is None, "the last step was neither updated nor cancelled"
-        budget = self.config.max_num_batched_tokens
-        if max_num_tokens is not None:
-            budget = max(1, min(budget, max_num_tokens))
         self._step += 1
         preempted = self._grow()
         if not preempted:
             preempted = self._admit()
-        batch = ScheduledBatch(self._planner.plan(self._running, budget), preempted)
+        items = self._planner.plan(self._running.values(), self.config.max_num_batched_tokens)
+        batch = ScheduledBatch(items, preempted)
         if batch:
             self._in_flight = batch
         return batch
@@ -125,8 +121,19 @@ class Scheduler:
         ERROR, and no page that they hold can be hit any more.
         """
         self._land(batch)
-        updates = (self._advance(item, token_ids, failed) for item in batch.items)
-        return [update for update in updates if update is not None]
+        updates: list[StepUpdate] = []
+        for item in batch.items:
+            seq = item.sequence
+            if seq.sequence_id in failed:
+                self._prefix.forget(seq)
+            if seq.state is SequenceState.FINISHED:
+                self._free(seq)
+            elif seq.sequence_id in failed:
+                self._end(seq)
+                updates.append(StepUpdate(seq, [], EndReason.ERROR))
+            else:
+                updates.append(self._advance(item, token_ids))
+        return updates
 
     def cancel(self, batch: ScheduledBatch) -> None:
         """Drop a step that raised: its sequences are as before and can be scheduled again."""
@@ -221,28 +228,17 @@ class Scheduler:
         assert batch is self._in_flight or not batch, "not the batch in flight"
         self._in_flight = None
 
-    def _advance(
-        self, item: ScheduledSequence, token_ids: Mapping[int, int], failed: Collection[int]
-    ) -> StepUpdate | None:
-        seq = item.sequence
-        has_failed = seq.sequence_id in failed
-        if has_failed:
-            self._prefix.forget(seq)
-        if seq.state is SequenceState.FINISHED:
-            self._free(seq)
-            return None
-        if has_failed:
-            self._end(seq)
-            return StepUpdate(seq, [], EndReason.ERROR)
-        samples = item.samples
-        self._commit(seq, item.end)
-        if not samples:
+    def _advance(self, item: ScheduledSequence, token_ids: Mapping[int, int]) -> StepUpdate:
+        seq, num_computed = item.sequence, item.start + item.num_tokens
+        self._commit(seq, num_computed)
+        if num_computed < len(seq.token_ids):
             return StepUpdate(seq, [])
         token_id = token_ids[seq.sequence_id]
         seq.token_ids.append(token_id)
-        end = end_reason(seq, self.config.max_sequence_len)
-        if end is not None:
-            self._end(seq)
+        end = end_reason(seq, self._max_sequence_len)
+        if end is None:
+            return StepUpdate(seq, [token_id])
+        self._end(seq)
         return StepUpdate(seq, [token_id], end, token_id if end is EndReason.STOP else None)
 
     def _commit(self, seq: Sequence, num_computed: int) -> None:
