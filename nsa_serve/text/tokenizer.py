@@ -1,0 +1,163 @@
+"""Text to token ids and back, over the tokenizers library. Safe to use from several threads."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import tokenizers
+
+from nsa_serve.errors import ModelLoadError, RequestError
+from nsa_serve.model.loading.json_file import one_line, read_bytes
+from nsa_serve.text.byte_level import byte_level_backend, token_to_bytes
+from nsa_serve.text.chat_template import ChatTemplate, Message, join_text_parts
+from nsa_serve.text.special_tokens import SpecialTokens
+from nsa_serve.text.stream import TokenStream
+from nsa_serve.text.tokenizer_config import (
+    TokenizerConfig,
+    read_chat_template,
+    read_tokenizer_config,
+)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Tokenizer:
+    """The vocabulary and the chat template of a model."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, config: TokenizerConfig, chat_template: str | None
+    ) -> None:
+        """`chat_template` is jinja source; raises `ModelLoadError` if it does not render."""
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._added = backend.get_added_tokens_decoder()
+        self._special = SpecialTokens(self._added)
+        self._token_strings = {i: token for token, i in backend.get_vocab().items()}
+        self._add_bos = config.add_bos_token
+        tokens = config.special_tokens
+        self.bos_token_id = _id_of(backend, "bos_token", tokens.get("bos_token"))
+        self.eos_token_id = _id_of(backend, "eos_token", tokens.get("eos_token"))
+        self._chat_template = ChatTemplate(chat_template, tokens) if chat_template else None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read tokenizer.json, tokenizer_config.json and chat_template.jinja of a model folder."""
+        path = folder / "tokenizer.json"
+        try:
+            backend = tokenizers.Tokenizer.from_buffer(read_bytes(path))
+        except ModelLoadError:
+            raise
+        except Exception as error:  # the library raises nothing more precise
+            raise ModelLoadError(f"{path}: {one_line(error)}") from None
+        config = read_tokenizer_config(folder)
+        try:
+            return cls(backend, config, read_chat_template(folder, config))
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{folder}: {error}") from None
+
+    @classmethod
+    def byte_level(cls) -> "Tokenizer":
+        """One token a byte, <|endoftext|>, <|im_start|>, <|im_end|> and ChatML: 259 in all."""
+        config = TokenizerConfig(eos_token="<|im_end|>")  # noqa: S106
+        return cls(byte_level_backend(), config, CHATML)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id."""
+        return max(self._token_strings, default=-1) + 1
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `encode_chat` can be used."""
+        return self._chat_template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a raw prompt: special tokens spelled in it count as such.
+
+        BOS goes first where tokenizer_config.json says so (`add_bos_token`), or, if that says
+        nothing, where the post-processor of tokenizer.json does.
+        """
+        ids = self._encode(self._backend, text, add_special_tokens=self._add_bos is None)
+        if self._add_bos and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
+            return [self.bos_token_id, *ids]
+        return ids
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Ids of a conversation under the chat template.
+
+        No text of the messages becomes a special token, whatever it spells. Raises `RequestError`
+        if there is no template, or it refuses the messages.
+        """
+        if self._chat_template is None:
+            raise RequestError("this model has no chat template", param="messages")
+        messages = [join_text_parts(message) for message in messages]
+        if not self._special.spelled_in(messages):
+            text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+            return self._encode(self._backend, text)
+        hidden = self._special.hide(messages)
+        text = self._chat_template.render(hidden.value, add_generation_prompt=add_generation_prompt)
+        ids: list[int] = []
+        for piece in self._special.split(text):
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif piece:
+                ids += self._encode(self._literal, hidden.reveal(piece))
+        return ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of the ids, U+FFFD for what is no character."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, possibly a part of a character; b"" if unknown."""
+        if token_id in self._added:
+            return self._added[token_id].content.encode()
+        return token_to_bytes(self._token_strings.get(token_id, ""), byte_level=self._is_byte_level)
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, U+FFFD for what is no character."""
+        return self.token_bytes(token_id).decode(errors="replace")
+
+    def stream(self, skip_special_tokens: bool = True) -> TokenStream:
+        """A decoder for one output that comes token by token."""
+        return TokenStream(self._backend, skip_special_tokens=skip_special_tokens)
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        path.write_text(self._backend.to_str(), encoding="utf-8")
+
+    @cached_property
+    def _literal(self) -> tokenizers.Tokenizer:
+        """A second backend that takes special tokens for ordinary text; most servers need none."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.encode_special_tokens = True
+        return backend
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return "ByteLevel" in repr(self._backend.decoder)
+
+    @staticmethod
+    def _encode(
+        backend: tokenizers.Tokenizer, text: str, *, add_special_tokens: bool = False
+    ) -> list[int]:
+        try:
+            return backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except (UnicodeEncodeError, TypeError):
+            raise RequestError("the text is not valid Unicode") from None
+
+
+def _id_of(backend: tokenizers.Tokenizer, name: str, token: str | None) -> int | None:
+    if token is None:
+        return None
+    token_id = backend.token_to_id(token)
+    if token_id is None:
+        raise ModelLoadError(f"{name} {token!r} is not in the vocabulary")
+    return token_id
