@@ -270,3 +270,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             0.0 < self.gpu_memory_utilization <= 1.0, "gpu_memory_utilization must be in (0, 1]"
         )
         _require(self.cpu_cache_gib is None or self.cpu_cache_gib > 0, "cpu_cache_gib must be > 0")
+
+    @property
+    def max_num_unfinished(self) -> int:
+        """Sequences, running and queued, that a client may have in the engine at once."""
+        return self.max_num_seqs + self.max_num_queued_reqs
