@@ -1,0 +1,123 @@
+"""The parent's side of one engine process: start it, talk to it, notice its end, reap it."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Self
+
+from msgspec.msgpack import Decoder
+
+from nsa_serve.config import EngineConfig
+from nsa_serve.engine.messages import FromCore, Ready, Shutdown, StepOutputs, ToCore
+from nsa_serve.engine.transport import FrameProtocol, pack_frame
+from nsa_serve.errors import ConfigError, EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_TO_EXIT = 2.0
+
+
+class EngineConnection:
+    """One engine process and the socket to it."""
+
+    _transport: asyncio.WriteTransport
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        """Use `spawn`."""
+        self._process = process
+        self._decoder: Decoder[FromCore] = Decoder(FromCore)
+        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._on_step: Callable[[StepOutputs], None] = _ignore
+        self._on_lost: Callable[[], None] = _ignore
+
+    @classmethod
+    async def spawn(cls) -> Self:
+        """Start a process; it waits for its configuration."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            command = [sys.executable, "-m", "nsa_serve.engine.process"]
+            # A session of its own: Ctrl-C in a terminal ends it through the parent only.
+            process = subprocess.Popen(  # noqa: S603
+                [*command, "--fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        connection = cls(process)
+        connection._transport, _ = await asyncio.get_running_loop().create_unix_connection(
+            lambda: FrameProtocol(connection._receive, connection._lost), sock=ours
+        )
+        return connection
+
+    @property
+    def pid(self) -> int:
+        """Process id of the engine."""
+        return self._process.pid
+
+    async def load(
+        self,
+        config: EngineConfig,
+        on_step: Callable[[StepOutputs], None],
+        on_lost: Callable[[], None],
+    ) -> Ready:
+        """Let the process load what `config` names.
+
+        From then on `on_step` is called with all that it computes, and `on_lost` if it ends.
+        Raises ConfigError with the one line that it gave, EngineDeadError if it gave none.
+        """
+        self._write(config)
+        self._on_step = on_step
+        ready = await self._ready
+        if self._transport.is_closing():
+            raise EngineDeadError("the engine process ended as soon as it was ready")
+        self._on_lost = on_lost
+        return ready
+
+    def send(self, message: ToCore) -> None:
+        """Send a message, without waiting; to an engine that is gone it is dropped."""
+        self._write(message)
+
+    async def close(self) -> None:
+        """End the process, by force if it does not end by itself, and reap it."""
+        self._on_lost = _ignore
+        self._write(Shutdown())
+        self._transport.close()
+        await asyncio.to_thread(_reap, self._process)
+        if self._ready.done() and not self._ready.cancelled():
+            self._ready.exception()  # or asyncio complains that nobody looked
+
+    def _write(self, message: object) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(pack_frame(message))
+
+    def _receive(self, frame: bytes) -> None:
+        message = self._decoder.decode(frame)
+        if isinstance(message, StepOutputs):
+            self._on_step(message)
+        elif isinstance(message, Ready):
+            self._ready.set_result(message)
+        elif self._ready.done():
+            logger.error("the engine process failed: %s", message.message)
+        else:
+            self._ready.set_exception(ConfigError(message.message))
+
+    def _lost(self) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(EngineDeadError("the engine process ended while starting"))
+        self._on_lost()
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_SECONDS_TO_EXIT)
+        return
+    process.kill()
+    process.wait()
+
+
+def _ignore(*_: object) -> None:
+    pass

@@ -1,0 +1,153 @@
+"""Requests in flight on the client's side: a bounded number of them, and who waits for which."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from nsa_serve.engine.messages import SequenceOutput
+from nsa_serve.engine.request import Request
+from nsa_serve.errors import GenerationError, NsaServeError, QueueFullError, RequestError
+from nsa_serve.outputs import RequestOutput
+
+logger = logging.getLogger(__name__)
+
+
+class Delivery:
+    """One request, from the moment its place is reserved, and the wake-ups of its consumer."""
+
+    def __init__(self, request_id: str, num_unfinished: int) -> None:
+        self.request_id = request_id
+        self.num_unfinished = num_unfinished
+        """Places it holds: continuations from which more may come."""
+        self.request: Request | None = None
+        self.aborted = False
+        self._failure: NsaServeError | None = None
+        self._news = asyncio.Event()
+        self._end = asyncio.Event()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will be delivered."""
+        return self._end.is_set()
+
+    def notify(self) -> None:
+        """Wake the consumer: there is something to take, or nothing more will come."""
+        self._news.set()
+        if self.num_unfinished == 0 or self._failure is not None:
+            self._end.set()
+
+    def fail(self, error: NsaServeError) -> None:
+        """Let the consumer's next or present wait raise `error`."""
+        self._failure = self._failure or error
+        self.notify()
+
+    async def take(self) -> RequestOutput:
+        """Wait for something new, and take all of it."""
+        await self._news.wait()
+        self._news.clear()
+        return self._taken()
+
+    async def take_whole(self) -> RequestOutput:
+        """Wait for the end, and take all there is."""
+        await self._end.wait()
+        return self._taken()
+
+    def _taken(self) -> RequestOutput:
+        if self._failure is not None:
+            raise self._failure
+        assert self.request is not None
+        return self.request.take()
+
+
+class InFlight:
+    """All requests in flight; at most `limit` continuations unfinished at once."""
+
+    def __init__(self, limit: int) -> None:
+        self.num_unfinished = 0
+        self._limit = limit
+        self._by_request: dict[str, Delivery] = {}
+        self._by_sequence: dict[int, Delivery] = {}
+
+    def reserve(self, request_id: str, n: int) -> Delivery:
+        """Take a place for each of n continuations; raises QueueFullError if there are not n."""
+        if request_id in self._by_request:
+            raise RequestError("a request of this id is in flight", param="request_id")
+        if self.num_unfinished + n > self._limit:
+            raise QueueFullError(f"{self.num_unfinished} of {self._limit} places are taken")
+        self.num_unfinished += n
+        delivery = self._by_request[request_id] = Delivery(request_id, n)
+        return delivery
+
+    def submit(self, delivery: Delivery, request: Request) -> bool:
+        """Expect the outputs of a request's sequences; False if it was aborted before."""
+        delivery.request = request
+        if delivery.aborted:
+            request.abort()
+            delivery.notify()
+            return False
+        for sequence_id in request.sequence_ids:
+            self._by_sequence[sequence_id] = delivery
+        return True
+
+    def push(self, outputs: Iterable[SequenceOutput]) -> list[int]:
+        """Deliver what a step gave; the sequences that the core may stop now."""
+        stopped: list[int] = []
+        for output in outputs:
+            delivery = self._by_sequence.get(output.sequence_id)
+            if delivery is not None:
+                stopped += self._push(delivery, output)
+        return stopped
+
+    def abort(self, request_id: str) -> list[int]:
+        """End a request with finish reason abort; its sequences that the core may stop."""
+        delivery = self._by_request.get(request_id)
+        if delivery is None:
+            return []
+        delivery.aborted = True
+        unfinished = self._drop_sequences(delivery)
+        if delivery.request is not None:
+            delivery.request.abort()
+            delivery.notify()
+        return unfinished
+
+    def abort_all(self) -> list[int]:
+        """Abort every request."""
+        return [i for request_id in list(self._by_request) for i in self.abort(request_id)]
+
+    def fail_all(self, error: type[NsaServeError], text: str) -> None:
+        """Let every request raise."""
+        for delivery in self._by_request.values():
+            self._drop_sequences(delivery)
+            delivery.fail(error(text))
+
+    def release(self, delivery: Delivery) -> list[int]:
+        """Forget a request; its sequences that the core may stop."""
+        del self._by_request[delivery.request_id]
+        return self._drop_sequences(delivery)
+
+    def _push(self, delivery: Delivery, output: SequenceOutput) -> list[int]:
+        request = delivery.request
+        assert request is not None
+        try:
+            finished = request.push(output)
+        except Exception as error:
+            logger.error("an output could not be made text", exc_info=error)
+            request.error = "internal error while making text of the output"
+        if request.error is not None:
+            unfinished = self._drop_sequences(delivery)
+            delivery.fail(GenerationError(request.error))
+            return unfinished
+        if finished:
+            del self._by_sequence[output.sequence_id]
+            delivery.num_unfinished -= 1
+            self.num_unfinished -= 1
+        if finished or output.new_token_ids:
+            delivery.notify()
+        return [output.sequence_id] if finished and output.finish_reason is None else []
+
+    def _drop_sequences(self, delivery: Delivery) -> list[int]:
+        """Give back the places of a request and expect nothing more of its sequences."""
+        self.num_unfinished -= delivery.num_unfinished
+        delivery.num_unfinished = 0
+        sequence_ids = delivery.request.sequence_ids if delivery.request is not None else ()
+        return [i for i in sequence_ids if self._by_sequence.pop(i, None) is not None]

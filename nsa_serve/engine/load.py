@@ -1,0 +1,25 @@
+"""What an engine is made of: the runner on one side of the socket, the text on the other."""
+
+from nsa_serve.config import EngineConfig
+from nsa_serve.engine.runner import Runner
+from nsa_serve.model.loading.folder import GenerationDefaults, resolve_model
+from nsa_serve.text.tokenizer import Tokenizer
+
+
+def load_runner(config: EngineConfig) -> Runner:
+    """Load what computes tokens. Imports torch, unless it is the stand-in."""
+    if config.runner == "stand-in":
+        from nsa_serve.engine.stand_in import StandInRunner
+
+        return StandInRunner(config)
+    from nsa_serve.engine.model_runner import load_model_runner
+
+    return load_model_runner(config)
+
+
+def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
+    """Load the tokenizer and the model's sampling defaults. Imports no torch."""
+    if config.runner == "stand-in":
+        return Tokenizer.byte_level(), GenerationDefaults()
+    folder = resolve_model(config.model)
+    return Tokenizer.from_folder(folder.path), folder.generation

@@ -1,0 +1,65 @@
+"""What may be continued: a text, token ids, or a conversation; checked and made token ids."""
+
+from typing import Any
+
+import msgspec
+
+from nsa_serve.engine.messages import Ready
+from nsa_serve.errors import ContextLengthError, RequestError
+from nsa_serve.model.loading.folder import GenerationDefaults
+from nsa_serve.params import SamplingParams
+from nsa_serve.text.tokenizer import Tokenizer
+
+
+class ChatPrompt(msgspec.Struct, frozen=True):
+    """A conversation, in OpenAI's message format, that the assistant is to continue."""
+
+    messages: list[dict[str, Any]]
+
+
+Prompt = str | list[int] | ChatPrompt
+
+
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, info: Ready) -> list[int]:
+    """Token ids of a prompt that leaves room for one more token.
+
+    Raises ContextLengthError if it does not, RequestError if it is empty or no token of the model.
+    """
+    if isinstance(prompt, ChatPrompt):
+        param, token_ids = "messages", tokenizer.encode_chat(prompt.messages)
+    elif isinstance(prompt, str):
+        param, token_ids = "prompt", tokenizer.encode(prompt)
+    else:
+        param, token_ids = "prompt", prompt
+    if not token_ids:
+        raise RequestError("the prompt is empty", param=param)
+    if not (min(token_ids) >= 0 and max(token_ids) < info.vocab_size):
+        raise RequestError(f"token ids must be in [0, {info.vocab_size})", param=param)
+    limit = max_context_length(info)
+    if len(token_ids) >= limit:
+        raise ContextLengthError(
+            f"This model's maximum context length is {limit} tokens, output included, "
+            f"but the prompt has {len(token_ids)} tokens.",
+            param=param,
+        )
+    return token_ids
+
+
+def max_context_length(info: Ready) -> int:
+    """Tokens of prompt and output that the model and its whole cache can hold."""
+    return min(info.max_model_len, info.num_pages * info.page_size)
+
+
+def clamp_max_tokens(params: SamplingParams, num_prompt_tokens: int, info: Ready) -> SamplingParams:
+    """The same with `max_tokens` given, and no more than the context still holds."""
+    rest = max_context_length(info) - num_prompt_tokens
+    if params.max_tokens is not None and params.max_tokens <= rest:
+        return params
+    return msgspec.structs.replace(params, max_tokens=rest)
+
+
+def default_params(generation: GenerationDefaults, **fields: Any) -> SamplingParams:
+    """The model's own sampling defaults, with `fields` over them."""
+    names = SamplingParams.__struct_fields__
+    defaults = {name: getattr(generation, name, None) for name in names}
+    return SamplingParams(**{k: v for k, v in defaults.items() if v is not None} | fields)
