@@ -1,0 +1,45 @@
+"""Builds the application: its layers from the outside in, and its routes."""
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from nsa_api.auth import Authentication
+from nsa_api.body import BodyLimits
+from nsa_api.disconnect import ClientGone
+from nsa_api.engine import Engine
+from nsa_api.errors import UnexpectedErrors, install_error_handlers
+from nsa_api.http_metrics import HttpMetrics
+from nsa_api.limits import HeadLimits
+from nsa_api.openapi import install_openapi
+from nsa_api.routes import chat, completions, health, models
+from nsa_api.settings import ApiSettings
+from nsa_api.state import ServerState
+from nsa_serve import __version__
+
+
+def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
+    """The API over `engine`. Without one it answers 503 until `app.state.server.attach`."""
+    app = FastAPI(
+        title="nsa-serve",
+        version=__version__,
+        description="OpenAI's completions over a Native Sparse Attention engine.",
+    )
+    state = app.state.server = ServerState(settings)
+    if engine is not None:
+        state.attach(engine)
+    install_error_handlers(app)
+    app.add_exception_handler(ClientGone, _nobody_waits)
+    for module in (completions, chat, models, health):
+        app.include_router(module.router)
+    install_openapi(app)
+    # The layer that is added last is the outermost.
+    app.add_middleware(UnexpectedErrors)
+    app.add_middleware(BodyLimits, settings=settings)
+    app.add_middleware(Authentication, api_keys=settings.api_keys)
+    app.add_middleware(HeadLimits, settings=settings)
+    app.add_middleware(HttpMetrics, registry=state.metrics.registry)
+    return app
+
+
+async def _nobody_waits(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)

@@ -1,0 +1,59 @@
+"""What the HTTP API asks of an engine: the part of `nsa_serve.AsyncEngine` that it uses."""
+
+from collections.abc import AsyncGenerator, Callable
+from typing import Protocol
+
+from nsa_serve.model.loading.folder import GenerationDefaults
+
+from nsa_serve.engine.messages import EngineStats, Ready, StepOutputs
+from nsa_serve.engine.prompts import Prompt
+from nsa_serve.outputs import RequestOutput
+from nsa_serve.params import SamplingParams
+from nsa_serve.text.tokenizer import Tokenizer
+
+
+class Engine(Protocol):
+    """Continues prompts; leaving an iterator, or cancelling a call, aborts and frees."""
+
+    on_step: list[Callable[[StepOutputs], None]]
+
+    @property
+    def info(self) -> Ready: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def generation(self) -> GenerationDefaults: ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def last_step_time(self) -> float:
+        """On the monotonic clock."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """What is new with each step; the first item comes with the first token."""
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> RequestOutput:
+        """The whole output."""

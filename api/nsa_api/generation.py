@@ -1,0 +1,121 @@
+"""Runs the prompts of one request on the engine, whole or as one merged stream."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from nsa_api.engine import Engine
+from nsa_api.errors import unavailable
+from nsa_api.tally import Tally
+from nsa_serve.engine.prompts import Prompt
+from nsa_serve.outputs import RequestOutput
+from nsa_serve.params import SamplingParams
+
+_MERGE_DEPTH = 256
+"""Outputs that may wait for a slow client before the engine's own buffers fill."""
+
+IndexedOutput = tuple[int, RequestOutput]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A validated request: continue each prompt n times."""
+
+    request_id: str
+    prompts: list[Prompt]
+    params: SamplingParams
+    priority: int
+    salt: bytes
+
+    def tally(self) -> Tally:
+        """An empty count of its tokens."""
+        return Tally(self.params, len(self.prompts))
+
+    async def run(self, engine: Engine, tally: Tally) -> list[RequestOutput]:
+        """Whole outputs in the order of the prompts; the first failure cancels the rest."""
+        tasks = [
+            asyncio.ensure_future(
+                engine.generate(
+                    prompt,
+                    self.params,
+                    request_id=self._id(i),
+                    priority=self.priority,
+                    salt=self.salt,
+                )
+            )
+            for i, prompt in enumerate(self.prompts)
+        ]
+        try:
+            outputs = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for i, output in enumerate(outputs):
+            tally.add(i, output)
+            _raise_if_aborted(output)
+        return outputs
+
+    async def stream(self, engine: Engine, tally: Tally) -> AsyncGenerator[IndexedOutput, None]:
+        """What is new, with the index of its prompt, as it comes."""
+        streams = [self._stream_one(engine, i) for i in range(len(self.prompts))]
+        merged = streams[0] if len(streams) == 1 else _merge(streams)
+        async with aclosing(merged):
+            async for i, output in merged:
+                tally.add(i, output)
+                _raise_if_aborted(output)
+                yield i, output
+
+    async def _stream_one(self, engine: Engine, i: int) -> AsyncGenerator[IndexedOutput, None]:
+        outputs = engine.stream(
+            self.prompts[i],
+            self.params,
+            request_id=self._id(i),
+            priority=self.priority,
+            salt=self.salt,
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield i, output
+
+    def _id(self, i: int) -> str:
+        return self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{i}"
+
+
+def _raise_if_aborted(output: RequestOutput) -> None:
+    """The engine aborts by itself only when it shuts down."""
+    for completion in output.outputs:
+        if completion.finish_reason == "abort":
+            raise unavailable("The server is shutting down", code="aborted")
+
+
+async def _merge(
+    streams: list[AsyncGenerator[IndexedOutput, None]],
+) -> AsyncGenerator[IndexedOutput, None]:
+    queue: asyncio.Queue[IndexedOutput | Exception | None] = asyncio.Queue(_MERGE_DEPTH)
+
+    async def pump(stream: AsyncGenerator[IndexedOutput, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    await queue.put(item)
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    tasks = [asyncio.ensure_future(pump(stream)) for stream in streams]
+    try:
+        num_open = len(tasks)
+        while num_open:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,145 @@
+"""POST /v1/chat/completions."""
+
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from fastapi import APIRouter, Request
+from msgspec import UNSET
+from starlette.responses import Response
+
+from nsa_api.engine import Engine
+from nsa_api.errors import bad_request
+from nsa_api.generation import Generation
+from nsa_api.logprobs import chat_logprobs, prompt_logprobs
+from nsa_api.openapi import documented
+from nsa_api.responses import (
+    AssistantMessage,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+)
+from nsa_api.routes.common import (
+    chunk_encoder,
+    continuous_usage,
+    include_usage,
+    json_response,
+    run_whole,
+    salt_of,
+)
+from nsa_api.schemas import ChatCompletionRequest
+from nsa_api.sse import EventStream
+from nsa_api.state import ServerState, server_state
+from nsa_api.validation import StrictRoute, check_work, ignored_header, sampling_params
+from nsa_serve.engine.prompts import ChatPrompt
+from nsa_serve.outputs import CompletionOutput
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post("/v1/chat/completions", responses=documented(ChatCompletion, streamed=True))
+async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
+    """Continue a conversation."""
+    state = server_state(request)
+    engine = state.engine()
+    state.check_model(body.model)
+    headers = ignored_header(body)
+    answer = ChatAnswer(body, _generation(body, request, state, engine), engine)
+    if body.stream:
+        return EventStream(answer.frames(state), headers)
+    return json_response(await answer.whole(request, state), headers)
+
+
+def _generation(
+    body: ChatCompletionRequest, request: Request, state: ServerState, engine: Engine
+) -> Generation:
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_request("top_logprobs needs logprobs", "top_logprobs")
+    max_tokens = body.max_completion_tokens
+    params = sampling_params(
+        body,
+        engine,
+        max_tokens=body.max_tokens if max_tokens is None else max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    check_work(1, params, engine, state.settings)
+    prompt = ChatPrompt([message.for_template() for message in body.messages])
+    request_id = f"chatcmpl-{uuid.uuid4().hex}"
+    return Generation(request_id, [prompt], params, body.priority, salt_of(request, body))
+
+
+@dataclass(slots=True)
+class ChatAnswer:
+    """Turns outputs into the answer of one request."""
+
+    body: ChatCompletionRequest
+    generation: Generation
+    engine: Engine
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    async def whole(self, request: Request, state: ServerState) -> ChatCompletion:
+        """The answer in one piece."""
+        tally = self.generation.tally()
+        (output,) = await run_whole(request, state, self.engine, self.generation, tally)
+        tokenizer = self.engine.tokenizer
+        return ChatCompletion(
+            id=self.generation.request_id,
+            created=self.created,
+            model=self.body.model,
+            choices=[self._choice(completion) for completion in output.outputs],
+            usage=tally.usage(),
+            prompt_logprobs=UNSET
+            if output.prompt_logprobs is None
+            else prompt_logprobs(tokenizer, output.prompt_logprobs),
+            prompt_token_ids=output.prompt_token_ids if self.body.return_token_ids else UNSET,
+        )
+
+    async def frames(self, state: ServerState) -> AsyncGenerator[bytes, None]:
+        """The answer as events."""
+        tally = self.generation.tally()
+        encoder = chunk_encoder(self.generation, "chat.completion.chunk", self.created, self.body)
+        continuous = continuous_usage(self.body)
+        begun = False
+        with state.serving(tally):
+            async for _, output in self.generation.stream(self.engine, tally):
+                if not begun:
+                    begun = True
+                    with_ids = self.body.return_token_ids
+                    ids = output.prompt_token_ids if with_ids else None
+                    yield encoder.chunk(self._roles(), prompt_token_ids=ids)
+                choices = [self._chunk_choice(completion) for completion in output.outputs]
+                yield encoder.chunk(choices, tally.usage() if continuous else None)
+        if include_usage(self.body):
+            yield encoder.chunk([], tally.usage())
+
+    def _roles(self) -> list[ChatChunkChoice]:
+        delta = ChatDelta(role="assistant", content="")
+        return [ChatChunkChoice(index=i, delta=delta) for i in range(self.generation.params.n)]
+
+    def _choice(self, completion: CompletionOutput) -> ChatChoice:
+        return ChatChoice(
+            index=completion.index,
+            message=AssistantMessage("assistant", completion.text),
+            logprobs=self._logprobs(completion),
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+            token_ids=completion.token_ids if self.body.return_token_ids else UNSET,
+        )
+
+    def _chunk_choice(self, completion: CompletionOutput) -> ChatChunkChoice:
+        return ChatChunkChoice(
+            index=completion.index,
+            delta=ChatDelta(content=completion.text),
+            logprobs=self._logprobs(completion),
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+            token_ids=completion.token_ids if self.body.return_token_ids else UNSET,
+        )
+
+    def _logprobs(self, completion: CompletionOutput) -> ChatLogprobs | None:
+        if completion.logprobs is None:
+            return None
+        return chat_logprobs(self.engine.tokenizer, completion.logprobs)

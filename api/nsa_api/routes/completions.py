@@ -1,0 +1,154 @@
+"""POST /v1/completions."""
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from fastapi import APIRouter, Request
+from msgspec import UNSET
+from starlette.responses import Response
+
+from nsa_api.engine import Engine
+from nsa_api.generation import Generation
+from nsa_api.logprobs import completion_logprobs, prompt_logprobs
+from nsa_api.openapi import documented
+from nsa_api.responses import Completion, CompletionChoice, CompletionLogprobs
+from nsa_api.routes.common import (
+    chunk_encoder,
+    continuous_usage,
+    include_usage,
+    json_response,
+    run_whole,
+    salt_of,
+    worth_sending,
+)
+from nsa_api.schemas import CompletionRequest
+from nsa_api.sse import EventStream
+from nsa_api.state import ServerState, server_state
+from nsa_api.validation import (
+    StrictRoute,
+    check_token_ids,
+    check_work,
+    ignored_header,
+    sampling_params,
+)
+from nsa_serve.engine.prompts import Prompt
+from nsa_serve.outputs import CompletionOutput, RequestOutput
+
+DEFAULT_MAX_TOKENS = 16
+
+router = APIRouter(route_class=StrictRoute)
+
+
+@router.post("/v1/completions", responses=documented(Completion, streamed=True))
+async def create_completion(body: CompletionRequest, request: Request) -> Response:
+    """Continue one prompt or several."""
+    state = server_state(request)
+    engine = state.engine()
+    state.check_model(body.model)
+    headers = ignored_header(body)
+    answer = CompletionAnswer(body, _generation(body, request, state, engine), engine)
+    if body.stream:
+        return EventStream(answer.frames(state), headers)
+    return json_response(await answer.whole(request, state), headers)
+
+
+def _generation(
+    body: CompletionRequest, request: Request, state: ServerState, engine: Engine
+) -> Generation:
+    prompts = _prompts(body)
+    check_token_ids("prompt", (p for p in prompts if isinstance(p, list)), engine)
+    params = sampling_params(
+        body,
+        engine,
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        logprobs=body.logprobs,
+    )
+    check_work(len(prompts), params, engine, state.settings)
+    request_id = f"cmpl-{uuid.uuid4().hex}"
+    return Generation(request_id, prompts, params, body.priority, salt_of(request, body))
+
+
+def _prompts(body: CompletionRequest) -> list[Prompt]:
+    prompt = body.prompt
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
+        return [prompt]
+    return list(prompt)
+
+
+@dataclass(slots=True)
+class CompletionAnswer:
+    """Turns outputs into the answer of one request."""
+
+    body: CompletionRequest
+    generation: Generation
+    engine: Engine
+    created: int = field(default_factory=lambda: int(time.time()))
+    _offsets: dict[int, int] = field(default_factory=lambda: defaultdict(int))
+    """Length of the token texts so far of each choice, for its logprobs."""
+
+    async def whole(self, request: Request, state: ServerState) -> Completion:
+        """The answer in one piece."""
+        tally = self.generation.tally()
+        outputs = await run_whole(request, state, self.engine, self.generation, tally)
+        return Completion(
+            id=self.generation.request_id,
+            created=self.created,
+            model=self.body.model,
+            choices=[
+                self._choice(i, completion, output)
+                for i, output in enumerate(outputs)
+                for completion in output.outputs
+            ],
+            usage=tally.usage(),
+        )
+
+    async def frames(self, state: ServerState) -> AsyncGenerator[bytes, None]:
+        """The answer as events."""
+        tally = self.generation.tally()
+        encoder = chunk_encoder(self.generation, "text_completion", self.created, self.body)
+        continuous = continuous_usage(self.body)
+        begun: set[tuple[int, int]] = set()
+        with state.serving(tally):
+            async for i, output in self.generation.stream(self.engine, tally):
+                for completion in filter(self._worth_sending, output.outputs):
+                    place = i, completion.index
+                    choice = self._choice(i, completion, None if place in begun else output)
+                    begun.add(place)
+                    yield encoder.chunk([choice], tally.usage() if continuous else None)
+        if include_usage(self.body):
+            yield encoder.chunk([], tally.usage())
+
+    def _worth_sending(self, completion: CompletionOutput) -> bool:
+        return worth_sending(completion, self.body)
+
+    def _choice(
+        self, i: int, completion: CompletionOutput, prompt: RequestOutput | None
+    ) -> CompletionChoice:
+        """With what was asked about the prompt, if `prompt` is given."""
+        index = i * self.generation.params.n + completion.index
+        with_ids = bool(self.body.return_token_ids)
+        return CompletionChoice(
+            index=index,
+            text=completion.text,
+            logprobs=self._logprobs(index, completion),
+            finish_reason=completion.finish_reason,
+            stop_reason=completion.stop_reason,
+            prompt_logprobs=prompt_logprobs(self.engine.tokenizer, prompt),
+            prompt_token_ids=prompt.prompt_token_ids if prompt and with_ids else UNSET,
+            token_ids=completion.token_ids if with_ids else UNSET,
+        )
+
+    def _logprobs(self, index: int, completion: CompletionOutput) -> CompletionLogprobs | None:
+        if completion.logprobs is None or self.body.logprobs is None:
+            return None
+        result = completion_logprobs(
+            self.engine.tokenizer,
+            completion.logprobs,
+            num_top=self.body.logprobs,
+            offset=self._offsets[index],
+        )
+        self._offsets[index] += sum(map(len, result.tokens))
+        return result

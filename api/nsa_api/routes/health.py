@@ -1,0 +1,56 @@
+"""Whether the server is alive, ready and busy."""
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from nsa_api.errors import unavailable
+from nsa_api.openapi import ERRORS
+from nsa_api.routes.common import json_response
+from nsa_api.state import server_state
+from nsa_serve import __version__
+
+router = APIRouter()
+
+_NOT_READY = {
+    "starting": "The model is still loading",
+    "draining": "The server is shutting down",
+    "engine_dead": "The engine is not running",
+    "stuck": "Work is waiting but no step has finished for too long",
+}
+
+
+@router.get("/health")
+@router.get("/health/live")
+@router.get("/ping")
+async def live() -> Response:
+    """The process answers, whatever the engine does."""
+    return json_response({"status": "ok"})
+
+
+@router.get("/health/ready", responses=ERRORS)
+async def ready(request: Request) -> Response:
+    """Requests are served: the model is loaded and, if work is pending, steps go on."""
+    reason = server_state(request).not_ready()
+    if reason is not None:
+        raise unavailable(_NOT_READY[reason], code=reason)
+    return json_response({"status": "ready"})
+
+
+@router.get("/version")
+async def version() -> Response:
+    """Of nsa-serve."""
+    return json_response({"version": __version__})
+
+
+@router.get("/load")
+async def load(request: Request) -> Response:
+    """Requests being served now."""
+    return json_response({"server_load": server_state(request).num_in_flight})
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """For Prometheus."""
+    body = generate_latest(server_state(request).metrics.registry)
+    return Response(body, media_type=CONTENT_TYPE_LATEST)

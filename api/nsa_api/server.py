@@ -1,0 +1,129 @@
+"""Runs the API: listens at once, loads the model behind, drains on SIGTERM."""
+
+import asyncio
+import os
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from nsa_api.app import create_app
+from nsa_api.protocol import bounded_protocol
+from nsa_api.settings import ApiSettings
+from nsa_api.state import ServerState
+from nsa_serve.config import EngineConfig
+from nsa_serve.engine.client import AsyncEngine
+from nsa_serve.errors import ConfigError
+
+_POLL_SECONDS = 0.02
+_SECONDS_FOR_LAST_WORDS = 1.0
+"""After the drain limit: for the streams to send their error event."""
+
+
+def serve(config: EngineConfig, settings: ApiSettings) -> None:
+    """Serve until SIGTERM or SIGINT; returns once drained.
+
+    Raises `ConfigError`, with one line, if the port or the model cannot be had.
+    """
+    started = time.monotonic()
+    server = _Server(settings, _listen(settings))
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(server.serve_engine(config, started))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with a drain of our own in place of its exit on a signal."""
+
+    def __init__(self, settings: ApiSettings, listener: socket.socket) -> None:
+        app = create_app(None, settings)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=bounded_protocol(settings.read_timeout),
+                ws="none",
+                lifespan="off",
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                h11_max_incomplete_event_size=settings.max_header_bytes,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._settings = settings
+        self._listener = listener
+        self._state: ServerState = app.state.server
+        self._stop = asyncio.Event()
+
+    async def serve_engine(self, config: EngineConfig, started: float) -> None:
+        """Answer from now on, and serve the engine as soon as it is loaded, to the end."""
+        self._loop = asyncio.get_running_loop()
+        life = asyncio.create_task(self._live(config, started))
+        await self.serve(sockets=[self._listener])
+        await life
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Drain at the first signal, leave at the second; the engine ends with this process."""
+        if self._state.draining:
+            os._exit(128 + sig)
+        self._state.draining = True
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _live(self, config: EngineConfig, started: float) -> None:
+        try:
+            listening = time.monotonic()
+            engine = await self._start_engine(config)
+            if engine is not None:
+                self._state.attach(engine)
+                self._announce(engine, started, listening)
+                await self._stop.wait()
+                await self._drain(engine)
+        finally:
+            self.should_exit = True
+
+    async def _drain(self, engine: AsyncEngine) -> None:
+        """Let requests finish; what is left gets an error event when the engine goes."""
+        await self._wait_until_idle(self._settings.shutdown_timeout)
+        await engine.shutdown()
+        await self._wait_until_idle(_SECONDS_FOR_LAST_WORDS)
+
+    def _announce(self, engine: AsyncEngine, started: float, listening: float) -> None:
+        ready = time.monotonic()
+        print(engine.info.report)
+        print(
+            f"nsa-serve is ready at {self._url} after {ready - started:.1f} s "
+            f"(HTTP {listening - started:.1f} s, engine {ready - listening:.1f} s)",
+            flush=True,
+        )
+
+    async def _start_engine(self, config: EngineConfig) -> AsyncEngine | None:
+        """The engine; None if a signal came first."""
+        start = asyncio.create_task(AsyncEngine.start(config))
+        stop = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((start, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if start.done():
+            return start.result()
+        start.cancel()
+        await asyncio.wait((start,))
+        return None
+
+    async def _wait_until_idle(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._state.num_in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+
+    @property
+    def _url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _listen(settings: ApiSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        text = f"cannot listen on {settings.host} port {settings.port}: {reason}"
+        raise ConfigError(text) from None

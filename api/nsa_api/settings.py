@@ -1,0 +1,62 @@
+"""Frozen settings of the HTTP side; the names are those of the command line's flags."""
+
+import ipaddress
+
+import msgspec
+
+from nsa_serve.errors import ConfigError
+
+MiB = 1 << 20
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the API listens, whom it serves and what it refuses. Times are in seconds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 lets the system choose."""
+    api_keys: tuple[str, ...] = ()
+    """Any of them opens the API; none leaves it open to whoever reaches the port."""
+    served_model_names: tuple[str, ...] = ()
+    """Names that requests may use; empty stands for the model's own."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host headers accepted besides the loopback names; only checked on a loopback bind."""
+
+    max_body_bytes: int = 8 * MiB
+    max_header_bytes: int = 32 << 10
+    max_header_count: int = 100
+    read_timeout: float = 5.0
+    """For the whole head of a request, and for its body at `MIN_BODY_RATE` or faster."""
+    max_request_tokens: int = 1 << 24
+    """Bound on prompts · n · max_tokens of one request."""
+    max_request_sequences: int = 512
+    """Bound on prompts · n of one request; the engine's queue must be able to hold them."""
+
+    shutdown_timeout: float = 30.0
+    """How long running requests may take to finish after SIGTERM."""
+    stuck_timeout: float = 60.0
+    """Not ready once work has waited this long without a finished step."""
+    retry_after: int = 1
+    """What a client is told to wait when the queue is full."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
+        if not all(key.isascii() and key.strip() == key and key for key in self.api_keys):
+            raise ConfigError("api_key must be non-empty ASCII without surrounding spaces")
+        for name in ("max_body_bytes", "max_header_bytes", "max_header_count", "read_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive")
+        for name in ("max_request_tokens", "max_request_sequences", "stuck_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive")
+        if self.shutdown_timeout < 0:
+            raise ConfigError("shutdown_timeout must not be negative")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

@@ -1,0 +1,121 @@
+"""An engine without a process: its output is known, and it fails and waits when told to."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+
+from nsa_serve.engine.messages import EngineStats, Ready, StepOutputs
+from nsa_serve.engine.prompts import Prompt, encode_prompt
+from nsa_serve.model.loading.folder import GenerationDefaults
+from nsa_serve.outputs import CompletionOutput, Logprob, RequestOutput, RequestTimes, TokenLogprobs
+from nsa_serve.params import SamplingParams
+from nsa_serve.text.tokenizer import Tokenizer
+
+TEXT = "The quick brown fox"
+
+
+class FakeEngine:
+    """Answers every prompt with `TEXT`, over and over, one byte a token."""
+
+    def __init__(self) -> None:
+        self.tokenizer = Tokenizer.byte_level()
+        self.generation = GenerationDefaults()
+        self.info = Ready(
+            model_name="fake",
+            max_model_len=1000,
+            vocab_size=self.tokenizer.vocab_size,
+            eos_token_ids=[],
+            num_pages=100,
+            page_size=16,
+            device="cpu",
+            dtype="float32",
+            attention="nsa",
+            report="",
+        )
+        self.stats = EngineStats()
+        self.last_step_time = time.monotonic()
+        self.alive = True
+        self.on_step: list[Callable[[StepOutputs], None]] = []
+        self.calls: list[tuple[Prompt, SamplingParams, bytes]] = []
+        self.running: set[str] = set()
+        self.failure: Exception | None = None
+        self.fail_after = 0
+        """Tokens given before `failure` is raised."""
+        self.hold_after: int | None = None
+        """Tokens given before it waits for ever."""
+
+    async def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """One token a step for each continuation."""
+        self.calls.append((prompt, params, salt))
+        self.running.add(request_id)
+        try:
+            token_ids = encode_prompt(prompt, self.tokenizer, self.info)
+            num_tokens = params.max_tokens or self.info.max_model_len - len(token_ids)
+            for position in range(num_tokens):
+                await self._pass(position)
+                yield self._output(request_id, token_ids, params, range(position, position + 1))
+        finally:
+            self.running.discard(request_id)
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> RequestOutput:
+        """All tokens at once."""
+        whole: RequestOutput | None = None
+        stream = self.stream(prompt, params, request_id=request_id, priority=priority, salt=salt)
+        async for output in stream:
+            whole = output
+        assert whole is not None
+        num_tokens = params.max_tokens or self.info.max_model_len - len(whole.prompt_token_ids)
+        return self._output(request_id, whole.prompt_token_ids, params, range(num_tokens))
+
+    async def _pass(self, position: int) -> None:
+        await asyncio.sleep(0)
+        if self.failure is not None and position >= self.fail_after:
+            raise self.failure
+        if self.hold_after is not None and position >= self.hold_after:
+            await asyncio.Event().wait()
+
+    def _output(
+        self, request_id: str, prompt_ids: list[int], params: SamplingParams, positions: range
+    ) -> RequestOutput:
+        last = (params.max_tokens or self.info.max_model_len - len(prompt_ids)) - 1
+        text = "".join(TEXT[position % len(TEXT)] for position in positions)
+        token_ids = self.tokenizer.encode(text)
+        outputs = [
+            CompletionOutput(
+                index=index,
+                text=text,
+                token_ids=token_ids,
+                logprobs=None if params.logprobs is None else [_logprobs(i) for i in token_ids],
+                finish_reason="length" if last in positions else None,
+            )
+            for index in range(params.n)
+        ]
+        return RequestOutput(
+            request_id=request_id,
+            prompt=None,
+            prompt_token_ids=prompt_ids,
+            outputs=outputs,
+            num_cached_tokens=1,
+            times=RequestTimes(arrived=1.0, first_scheduled=1.5, first_token=2.0, last_token=3.0),
+        )
+
+
+def _logprobs(token_id: int) -> TokenLogprobs:
+    chosen = Logprob(token_id, -0.5, 1)
+    return TokenLogprobs(chosen, [chosen, Logprob(token_id + 1, float("-inf"), 2)])
