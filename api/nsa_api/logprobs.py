@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from msgspec import UNSET, UnsetType
+
 from nsa_api.responses import (
     ChatLogprobs,
     ChatTokenLogprob,
@@ -10,7 +12,7 @@ from nsa_api.responses import (
     PromptLogprob,
     PromptLogprobs,
 )
-from nsa_serve.outputs import TokenLogprobs
+from nsa_serve.outputs import RequestOutput, TokenLogprobs
 from nsa_serve.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0
@@ -65,8 +67,12 @@ def chat_logprobs(tokenizer: Tokenizer, places: Sequence[TokenLogprobs]) -> Chat
     )
 
 
-def prompt_logprobs(tokenizer: Tokenizer, places: Sequence[TokenLogprobs | None]) -> PromptLogprobs:
+def prompt_logprobs(
+    tokenizer: Tokenizer, output: RequestOutput | None
+) -> PromptLogprobs | UnsetType:
     """vLLM's format: candidates by token id for each place of the prompt, null for the first."""
+    if output is None or output.prompt_logprobs is None:
+        return UNSET
     return [
         None
         if place is None
@@ -78,5 +84,5 @@ def prompt_logprobs(tokenizer: Tokenizer, places: Sequence[TokenLogprobs | None]
             )
             for candidate in (*place.top, place.chosen)
         }
-        for place in places
+        for place in output.prompt_logprobs
     ]

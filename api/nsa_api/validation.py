@@ -121,7 +121,7 @@ def sampling_params(
         temperature=_first(body.temperature, defaults.temperature, 1.0),
         top_p=_first(body.top_p, defaults.top_p, 1.0),
         top_k=_first(body.top_k, defaults.top_k, 0),
-        min_p=_first(body.min_p, None, 0.0),
+        min_p=_first(body.min_p, defaults.min_p, 0.0),
         seed=body.seed,
         presence_penalty=_first(body.presence_penalty, None, 0.0),
         frequency_penalty=_first(body.frequency_penalty, None, 0.0),

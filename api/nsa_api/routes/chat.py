@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, Request
@@ -29,13 +29,14 @@ from nsa_api.routes.common import (
     json_response,
     run_whole,
     salt_of,
+    worth_sending,
 )
 from nsa_api.schemas import ChatCompletionRequest
-from nsa_api.sse import EventStream
+from nsa_api.sse import ChunkEncoder, EventStream
 from nsa_api.state import ServerState, server_state
 from nsa_api.validation import StrictRoute, check_work, ignored_header, sampling_params
 from nsa_serve.engine.prompts import ChatPrompt
-from nsa_serve.outputs import CompletionOutput
+from nsa_serve.outputs import CompletionOutput, RequestOutput
 
 router = APIRouter(route_class=StrictRoute)
 
@@ -84,16 +85,13 @@ class ChatAnswer:
         """The answer in one piece."""
         tally = self.generation.tally()
         (output,) = await run_whole(request, state, self.engine, self.generation, tally)
-        tokenizer = self.engine.tokenizer
         return ChatCompletion(
             id=self.generation.request_id,
             created=self.created,
             model=self.body.model,
             choices=[self._choice(completion) for completion in output.outputs],
             usage=tally.usage(),
-            prompt_logprobs=UNSET
-            if output.prompt_logprobs is None
-            else prompt_logprobs(tokenizer, output.prompt_logprobs),
+            prompt_logprobs=prompt_logprobs(self.engine.tokenizer, output),
             prompt_token_ids=output.prompt_token_ids if self.body.return_token_ids else UNSET,
         )
 
@@ -107,17 +105,23 @@ class ChatAnswer:
             async for _, output in self.generation.stream(self.engine, tally):
                 if not begun:
                     begun = True
-                    with_ids = self.body.return_token_ids
-                    ids = output.prompt_token_ids if with_ids else None
-                    yield encoder.chunk(self._roles(), prompt_token_ids=ids)
-                choices = [self._chunk_choice(completion) for completion in output.outputs]
-                yield encoder.chunk(choices, tally.usage() if continuous else None)
+                    for frame in self._first_frames(encoder, output):
+                        yield frame
+                for completion in output.outputs:
+                    if worth_sending(completion, self.body):
+                        choice = self._chunk_choice(completion)
+                        yield encoder.chunk([choice], tally.usage() if continuous else None)
         if include_usage(self.body):
             yield encoder.chunk([], tally.usage())
 
-    def _roles(self) -> list[ChatChunkChoice]:
+    def _first_frames(self, encoder: ChunkEncoder, output: RequestOutput) -> Iterator[bytes]:
+        """The role of each answer; the very first also tells the prompt's token ids."""
+        prompt_token_ids = output.prompt_token_ids if self.body.return_token_ids else None
         delta = ChatDelta(role="assistant", content="")
-        return [ChatChunkChoice(index=i, delta=delta) for i in range(self.generation.params.n)]
+        for index in range(self.generation.params.n):
+            choice = ChatChunkChoice(index=index, delta=delta)
+            yield encoder.chunk([choice], prompt_token_ids=prompt_token_ids)
+            prompt_token_ids = None
 
     def _choice(self, completion: CompletionOutput) -> ChatChoice:
         return ChatChoice(

@@ -14,7 +14,7 @@ from nsa_api.schemas import SamplingFields
 from nsa_api.sse import ChunkEncoder
 from nsa_api.state import ServerState
 from nsa_api.tally import Tally
-from nsa_serve.outputs import RequestOutput
+from nsa_serve.outputs import CompletionOutput, RequestOutput
 
 
 def salt_of(request: Request, body: SamplingFields) -> bytes:
@@ -43,6 +43,17 @@ def continuous_usage(body: SamplingFields) -> bool:
     """Whether every chunk tells the usage so far."""
     return include_usage(body) and bool(
         body.stream_options and body.stream_options.continuous_usage_stats
+    )
+
+
+def worth_sending(completion: CompletionOutput, body: SamplingFields) -> bool:
+    """Whether a chunk would say anything: a token's text may be held back for now."""
+    return bool(
+        completion.text
+        or completion.finish_reason
+        or completion.logprobs
+        or body.return_token_ids
+        or continuous_usage(body)
     )
 
 
