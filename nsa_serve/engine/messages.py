@@ -74,7 +74,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     num_preemptions: int = 0
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):
     """The core is loaded and warmed."""
 
     model_name: str
