@@ -16,7 +16,7 @@ from nsa_serve.engine.messages import AbortSequences, EngineStats, Ready, StepOu
 from nsa_serve.engine.prompts import ChatPrompt, Prompt, clamp_max_tokens, encode_prompt
 from nsa_serve.engine.request import Request
 from nsa_serve.errors import EngineDeadError, NsaServeError
-from nsa_serve.model.loading.folder import GenerationDefaults
+from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
 from nsa_serve.text.tokenizer import Tokenizer

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import msgspec
 
@@ -86,8 +86,9 @@ class EngineCore:
         reported = frozenset(params.stop_token_ids) - eos
         self._reporter.track(message.sequence_id, message.arrived, reported)
 
-    def abort(self, sequence_ids: Iterable[int]) -> None:
+    def abort(self, sequence_ids: Collection[int]) -> None:
         """Forget sequences in whatever state they are; nothing more is output for them."""
+        self._refused = [o for o in self._refused if o.sequence_id not in sequence_ids]
         for sequence in self._scheduler.abort(sequence_ids):
             self._forget(sequence.sequence_id)
 

@@ -2,7 +2,8 @@
 
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.runner import Runner
-from nsa_serve.model.loading.folder import GenerationDefaults, resolve_model
+from nsa_serve.model.loading.folder import resolve_model
+from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.text.tokenizer import Tokenizer
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from nsa_serve.engine.messages import Ready
 from nsa_serve.errors import ContextLengthError, RequestError
-from nsa_serve.model.loading.folder import GenerationDefaults
+from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.params import SamplingParams
 from nsa_serve.text.tokenizer import Tokenizer
 
