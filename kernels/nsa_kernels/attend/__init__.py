@@ -1,0 +1,1 @@
+"""Exact attention over chosen blocks of the paged cache."""

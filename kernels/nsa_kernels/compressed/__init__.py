@@ -1,0 +1,1 @@
+"""Attention over compressed tokens, and what it says about the importance of blocks."""

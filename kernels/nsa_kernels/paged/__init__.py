@@ -1,0 +1,1 @@
+"""Whole attention layers over the paged caches, put together from the stages."""

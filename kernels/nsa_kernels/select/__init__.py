@@ -1,0 +1,1 @@
+"""From compressed attention to the blocks that a query reads."""

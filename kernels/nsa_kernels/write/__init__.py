@@ -1,0 +1,1 @@
+"""New keys, values and compressed slots into their pages."""

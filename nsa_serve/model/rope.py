@@ -1,0 +1,105 @@
+"""Rotary position embedding: plain, linear, llama3 and YaRN frequencies; halves or pairs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nsa_serve.config import ModelConfig, RopeScaling
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """cos and sin of some positions, [T, 1, head_dim] float32, laid out so that one multiply-add
+    with the swapped input rotates it; sin carries the signs."""
+
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate x [T, heads, head_dim]."""
+        half = x.shape[-1] // 2
+        if self.interleaved:
+            swapped = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+        else:
+            swapped = x.roll(half, -1)
+        return torch.addcmul(x * self.cos.to(x.dtype), swapped, self.sin.to(x.dtype))
+
+
+class Rope:
+    """Rotations at any position of a model."""
+
+    def __init__(self, config: ModelConfig, device: torch.device | None = None) -> None:
+        inverse, self.scale = inverse_frequencies(
+            config.head_dim,
+            config.rope_theta,
+            config.rope_scaling,
+        )
+        self.interleaved = config.rope_interleaved
+        self.inverse = inverse.to(device)
+
+    def at(self, positions: Tensor) -> Rotation:
+        """Rotation at positions [T]."""
+        if self.inverse.device != positions.device:
+            self.inverse = self.inverse.to(positions.device)
+        angles = positions[:, None].to(torch.float64) * self.inverse
+        cos, sin = (angles.cos() * self.scale).float(), (angles.sin() * self.scale).float()
+        if self.interleaved:
+            cos, sin = (
+                cos.repeat_interleave(2, -1),
+                torch.stack([-sin, sin], -1).flatten(-2),
+            )
+        else:
+            cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return Rotation(cos[:, None], sin[:, None], self.interleaved)
+
+
+def inverse_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None
+) -> tuple[Tensor, float]:
+    """Angle per position of each pair [head_dim / 2] float64, and the factor on cos and sin."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    inverse = theta**-exponent
+    if scaling is None:
+        return inverse, 1.0
+    if scaling.rope_type == "linear":
+        return inverse / scaling.factor, 1.0
+    if scaling.rope_type == "llama3":
+        return _llama3(inverse, scaling), 1.0
+    return _yarn(inverse, head_dim, theta, scaling), _yarn_attention_factor(scaling)
+
+
+def _llama3(inverse: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1: long waves are stretched, short ones kept, those between blended."""
+    turns = scaling.original_max_position_embeddings * inverse / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return inverse * (keep + (1.0 - keep) / scaling.factor)
+
+
+def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
+    """YaRN (arXiv 2309.00071), section 3.2, with the bounds rounded outward."""
+
+    def pair_turning(turns: float) -> float:
+        length = scaling.original_max_position_embeddings
+        return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(pair_turning(scaling.beta_fast)), 0)
+    high = min(math.ceil(pair_turning(scaling.beta_slow)), head_dim - 1)
+    width = max(high - low, 0.001)
+    stretch = ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / width).clamp(0.0, 1.0)
+    return inverse * (1.0 - stretch) + inverse / scaling.factor * stretch
+
+
+def _yarn_attention_factor(scaling: RopeScaling) -> float:
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+
+    def factor(mscale: float) -> float:
+        return 0.1 * mscale * math.log(scaling.factor) + 1.0 if scaling.factor > 1.0 else 1.0
+
+    if scaling.mscale and scaling.mscale_all_dim:
+        return factor(scaling.mscale) / factor(scaling.mscale_all_dim)
+    return factor(1.0)

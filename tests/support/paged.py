@@ -1,0 +1,82 @@
+"""A decoder over paged caches, driven step by step without a scheduler."""
+
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.cache import LayerCache
+from nsa_kernels.geometry import num_pages_for
+from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_scheduler.sequence import Sequence
+from nsa_serve.engine.inputs import SlotRule, build_inputs
+from nsa_serve.model.decoder import Decoder
+from nsa_serve.model.definition import WholeSequence
+from nsa_serve.model.paged import PagedContext, cache_layouts
+
+
+def whole(decoder: Decoder, tokens: SequenceOf[int]) -> Tensor:
+    """Logits [T, vocab] by the definition."""
+    ids = torch.tensor(tokens)
+    hidden = decoder(ids, torch.arange(len(ids)), WholeSequence(decoder.rope))
+    return decoder.logits(hidden)
+
+
+class PagedModel:
+    """Pages are given out in a scattered order and start full of NaN, so that reading what was
+    never written shows."""
+
+    def __init__(self, decoder: Decoder, page_size: int, num_pages: int = 64) -> None:
+        self.decoder, self.page_size = decoder, page_size
+        cpu = torch.device("cpu")
+        self.caches = [
+            LayerCache.allocate(layout, num_pages, torch.float32, cpu)
+            for layout in cache_layouts(decoder.config, page_size)
+        ]
+        for cache in self.caches:
+            for tensor in (cache.k, cache.v, cache.k_window, cache.v_window, cache.phi_k):
+                tensor.fill_(1e4)
+        order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(1))
+        self.free: list[int] = order.tolist()
+        nsa = decoder.config.nsa
+        self.rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
+
+    def sequence(self, tokens: SequenceOf[int], prefix_of: Sequence | None = None) -> Sequence:
+        """A sequence not yet computed, or one that shares another's full pages."""
+        sequence = Sequence(
+            sequence_id=0,
+            token_ids=list(tokens),
+            num_prompt_tokens=len(tokens),
+            max_output_tokens=1,
+        )
+        if prefix_of is not None:
+            shared = min(prefix_of.num_computed, len(tokens) - 1) // self.page_size
+            sequence.pages = prefix_of.pages[:shared]
+            sequence.num_computed = shared * self.page_size
+        return sequence
+
+    def step(self, work: SequenceOf[tuple[Sequence, int]]) -> list[Tensor]:
+        """Compute the next n tokens of each sequence: their logits [n, vocab], in order."""
+        items = []
+        for sequence, count in work:
+            end = sequence.num_computed + count
+            while len(sequence.pages) < num_pages_for(end, self.page_size):
+                sequence.pages.append(self.free.pop())
+            items.append(ScheduledSequence(sequence, sequence.num_computed, count))
+        inputs = build_inputs(ScheduledBatch(items), self.page_size, self.rule, torch.device("cpu"))
+        context = PagedContext(self.caches, inputs.meta, self.decoder.rope)
+        logits = self.decoder.logits(self.decoder(inputs.token_ids, inputs.positions, context))
+        for item in items:
+            item.sequence.num_computed = item.end
+        places = {id(item): start for item, start in zip(inputs.items, inputs.starts, strict=True)}
+        return [logits[places[id(i)] : places[id(i)] + i.num_tokens] for i in items]
+
+    def run(self, tokens: SequenceOf[int], chunks: SequenceOf[int]) -> Tensor:
+        """Logits of a sequence computed in the given chunks, the last cut to what is left."""
+        sequence = self.sequence(tokens)
+        out = []
+        for count in chunks:
+            count = min(count, len(tokens) - sequence.num_computed)
+            if count > 0:
+                out += self.step([(sequence, count)])
+        return torch.cat(out)
