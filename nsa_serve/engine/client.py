@@ -82,6 +82,11 @@ class AsyncEngine:
         """Continuations, running and queued, that are not complete."""
         return self._in_flight.num_unfinished
 
+    @property
+    def pid(self) -> int:
+        """Process id of the engine process."""
+        return self._connection.pid
+
     async def stream(
         self,
         prompt: Prompt,

@@ -4,8 +4,6 @@ import logging
 import time
 from collections.abc import Collection
 
-import msgspec
-
 from nsa_scheduler import NeverFits, QueueFull, Scheduler, SchedulerConfig
 from nsa_scheduler.output import ScheduledBatch
 from nsa_scheduler.sequence import Sequence
@@ -43,7 +41,7 @@ class EngineCore:
     def ready(self) -> Ready:
         """What a client is told of the runner."""
         fields = {name: getattr(self.info, name) for name in Ready.__struct_fields__}
-        return msgspec.convert(fields, Ready)
+        return Ready(**fields | {"eos_token_ids": list(self.info.eos_token_ids)})
 
     @property
     def has_work(self) -> bool:

@@ -72,6 +72,8 @@ class InFlight:
         """Take a place for each of n continuations; raises QueueFullError if there are not n."""
         if request_id in self._by_request:
             raise RequestError("a request of this id is in flight", param="request_id")
+        if n > self._limit:
+            raise RequestError(f"n is {n}, but only {self._limit} places exist", param="n")
         if self.num_unfinished + n > self._limit:
             raise QueueFullError(f"{self.num_unfinished} of {self._limit} places are taken")
         self.num_unfinished += n

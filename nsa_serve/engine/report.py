@@ -49,13 +49,17 @@ class StepReporter:
         """Outputs of one step that ran from `started` to `ended`, for those that have any."""
         outputs = []
         for update in updates:
-            progress = self._progress.get(update.sequence.sequence_id)
+            sequence_id = update.sequence.sequence_id
+            progress = self._progress.get(sequence_id)
             if progress is None:
                 continue
             if progress.first_scheduled == 0.0:
                 progress.first_scheduled = started
-            prompt_logprobs = result.prompt_logprobs.get(update.sequence.sequence_id)
-            if update.new_token_ids or update.end is not None or prompt_logprobs is not None:
+            one_more = progress.first_token and update.end is None and not result.logprobs
+            if one_more and update.new_token_ids:  # nearly always: worth a short way
+                self.generation_tokens += len(update.new_token_ids)
+                outputs.append(SequenceOutput(sequence_id, update.new_token_ids))
+            elif update.new_token_ids or update.end or sequence_id in result.prompt_logprobs:
                 outputs.append(self._output(update, progress, result, ended))
         return outputs
 

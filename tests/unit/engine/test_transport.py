@@ -21,7 +21,8 @@ from nsa_serve.params import SamplingParams
 def test_frames_are_whole_however_the_bytes_are_cut(lengths: list[int], cuts: list[int]) -> None:
     frames = [bytes([i]) * length for i, length in enumerate(lengths)]
     stream = b"".join(len(f).to_bytes(HEADER_BYTES, "little") + f for f in frames)
-    buffer, received, start = FrameBuffer(), [], 0
+    buffer, start = FrameBuffer(), 0
+    received: list[bytes] = []
     while start < len(stream):
         cut = cuts[start % len(cuts)]
         received += buffer.feed(stream[start : start + cut])
