@@ -70,11 +70,12 @@ class AsyncEngine:
         connection = await EngineConnection.spawn()
         try:
             # A model that must be fetched is fetched here, before the process looks for it.
-            engine = cls(config, *await asyncio.to_thread(load_text, config))
-            await engine._attach(connection)
+            text = await asyncio.to_thread(load_text, config)
         except BaseException:
             await connection.close()
             raise
+        engine = cls(config, *text)
+        await engine._attach(connection)
         return engine
 
     @property
@@ -131,6 +132,7 @@ class AsyncEngine:
         self._closing = True
         if self._restart is not None:
             self._restart.cancel()
+            await asyncio.gather(self._restart, return_exceptions=True)
         deadline = time.monotonic() + timeout
         while self.num_unfinished and time.monotonic() < deadline:
             await asyncio.sleep(_DRAIN_POLL_SECONDS)
@@ -184,10 +186,17 @@ class AsyncEngine:
         self.stats = step.stats
         self._stop(self._in_flight.push(step.outputs))
         for callback in self.on_step:
-            callback(step)
+            try:
+                callback(step)
+            except Exception:
+                logger.exception("a callback of the engine's steps failed")
 
     async def _attach(self, connection: EngineConnection) -> None:
-        self.info = await connection.load(self._config, self._receive, self._lost)
+        try:
+            self.info = await connection.load(self._config, self._receive, self._lost)
+        except BaseException:
+            await connection.close()
+            raise
         self._connection = connection
         self._attached_time = time.monotonic()
         self.alive = True
@@ -209,11 +218,7 @@ class AsyncEngine:
             self._seconds_to_restart = min(
                 max(1.0, 2 * self._seconds_to_restart), _MAX_SECONDS_TO_RESTART
             )
-            connection = await EngineConnection.spawn()
             try:
-                await self._attach(connection)
-            except NsaServeError as error:
+                await self._attach(await EngineConnection.spawn())
+            except (NsaServeError, OSError) as error:
                 logger.error("the engine did not start: %s", error)
-            finally:
-                if not self.alive:
-                    await connection.close()

@@ -18,7 +18,7 @@ from nsa_serve.engine.messages import (
     StepOutputs,
 )
 from nsa_serve.engine.report import StepReporter
-from nsa_serve.engine.runner import Runner, RunnerInfo
+from nsa_serve.engine.runner import Runner, RunnerInfo, StepResult
 from nsa_serve.errors import RequestError
 from nsa_serve.outputs import RequestTimes
 
@@ -54,7 +54,7 @@ class EngineCore:
         outputs, self._refused = self._refused, []
         batch = self._scheduler.schedule()
         if batch:
-            result = self._executor.execute(batch)
+            result = self._execute(batch)
             updates = self._scheduler.update(batch, result.token_ids, result.failed)
             outputs += self._reporter.outputs(updates, result, started, time.time())
             self._num_steps += 1
@@ -98,6 +98,13 @@ class EngineCore:
             logger.error("the page pool is inconsistent: %s", error)
             return False
         return True
+
+    def _execute(self, batch: ScheduledBatch) -> StepResult:
+        try:
+            return self._executor.execute(batch)
+        except BaseException:  # Ctrl-C in a notebook too: the core can go on afterwards
+            self._scheduler.cancel(batch)
+            raise
 
     def _sequence(self, message: AddSequence, eos: frozenset[int]) -> Sequence:
         params = message.params

@@ -29,7 +29,8 @@ class ProgressBar:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def advance(self, count: int) -> None:
         """Count `count` more."""

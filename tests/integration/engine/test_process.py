@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,12 @@ asyncio.run(main())
 """
 
 
+def _children() -> list[int]:
+    """Engine processes of this one."""
+    task = Path(f"/proc/self/task/{os.getpid()}/children")
+    return [int(pid) for pid in task.read_text().split() if process_exists(int(pid))]
+
+
 def test_kill_of_the_process_fails_streams_at_once_and_it_comes_back() -> None:
     with running_engine(step_seconds=0.002) as handle:
         engine = handle.engine
@@ -63,6 +70,35 @@ def test_kill_of_the_process_fails_streams_at_once_and_it_comes_back() -> None:
             assert output.outputs[0].token_ids == expected_continuation(b"again", 8)
 
         handle.run(scene())
+
+
+def test_an_engine_that_does_not_start_anew_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running_engine() as handle:
+
+        async def scene() -> None:
+            monkeypatch.setenv(OPTIONS_VARIABLE, '{"load_error": "not yet"}')
+            os.kill(handle.engine.pid, signal.SIGKILL)
+            await until(lambda: "not yet" in caplog.text, seconds=10)
+            assert not handle.engine.alive
+            monkeypatch.delenv(OPTIONS_VARIABLE)
+            await until(lambda: handle.engine.alive, seconds=10)
+
+        handle.run(scene())
+
+
+def test_shutdown_while_starting_anew_leaves_no_process() -> None:
+    with running_engine() as handle:
+
+        async def scene() -> None:
+            os.kill(handle.engine.pid, signal.SIGKILL)
+            await until(lambda: not handle.engine.alive)
+            await asyncio.sleep(0.05)
+            await handle.engine.shutdown()
+
+        handle.run(scene())
+        assert not _children()
 
 
 @pytest.mark.parametrize("step_seconds", [0.001, 60.0])

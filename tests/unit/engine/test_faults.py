@@ -2,11 +2,13 @@
 
 import logging
 import random
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
-from nsa_scheduler import ScheduledBatch
+from nsa_scheduler import ScheduledBatch, Scheduler
 from nsa_serve.engine.core import EngineCore
 from nsa_serve.engine.faults import INTERNAL_ERROR, OUT_OF_MEMORY
 from nsa_serve.engine.messages import SequenceOutput
@@ -27,7 +29,7 @@ from tests.support.engine import (
     tokens_of,
 )
 
-POISON = 257  # no continuation holds it: the stand-in's end-of-text tokens are set around it
+POISON = 257  # the stand-in's only end-of-text token here, which it never says
 BATCH = 64
 
 
@@ -63,13 +65,16 @@ def _assert_only(
         assert tokens_of(parts) == expected
 
 
-@pytest.mark.parametrize("seed", range(10))
+SEEDS = [*range(10), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(10, 100))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_poison_request_in_a_batch_of_64_fails_alone(seed: int) -> None:
     core, prompts, guilty = _core_with_poison(seed, raises_on=POISON)
     _assert_only(guilty, INTERNAL_ERROR, run_to_end(core), prompts)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_row_of_nan_fails_alone(seed: int) -> None:
     core, prompts, guilty = _core_with_poison(seed, nan_on=POISON)
     _assert_only(guilty, NAN_ERROR, run_to_end(core), prompts)
@@ -159,3 +164,65 @@ def test_a_runner_that_cannot_take_a_sequence_fails_only_that() -> None:
     assert outputs[1][0].error == INTERNAL_ERROR
     assert tokens_of(outputs[2]) == expected_continuation([2], 8)
     assert runner.num_sequences == 0
+
+
+class _LostDeviceError(RuntimeError):
+    """Stands for torch's error after which the device's context is gone."""
+
+
+def _raising_core(error: BaseException) -> tuple[EngineCore, StandInRunner]:
+    """A core whose runner raises at its second step."""
+    config = stand_in_config()
+    runner = StandInRunner(config, StandInOptions())
+    execute, steps = runner.execute, iter(range(1000))
+
+    def execute_or_raise(batch: ScheduledBatch) -> StepResult:
+        if next(steps) == 1:
+            raise error
+        return execute(batch)
+
+    runner.execute = execute_or_raise  # type: ignore[method-assign]
+    return EngineCore(config, runner), runner
+
+
+def test_a_lost_device_ends_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = SimpleNamespace(OutOfMemoryError=MemoryError, AcceleratorError=_LostDeviceError)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    core, _ = _raising_core(_LostDeviceError())
+    core.add(add_message(0, b"lost"))
+    with pytest.raises(_LostDeviceError):
+        run_to_end(core)
+
+
+def test_an_interrupted_step_can_be_taken_again() -> None:
+    core, _ = _raising_core(KeyboardInterrupt())
+    core.add(add_message(0, b"stay"))
+    first = core.step().outputs
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    assert core.check_integrity()
+    assert tokens_of([*first, *run_to_end(core)[0]]) == expected_continuation(b"stay", 8)
+
+
+def test_a_step_interrupted_for_good_leaks_nothing() -> None:
+    core, runner = _raising_core(KeyboardInterrupt())
+    core.add(add_message(0, b"gone"))
+    core.step()
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    core.abort([0])
+    assert core.check_integrity()
+    assert core.step().stats.kv_cache_usage == 0.0
+    assert runner.num_sequences == 0
+
+
+def test_a_pool_found_inconsistent_is_logged_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Scheduler) -> None:
+        raise AssertionError("a page is lost")
+
+    monkeypatch.setattr(Scheduler, "check_integrity", broken)
+    with caplog.at_level(logging.ERROR):
+        assert not stand_in_core().check_integrity()
+    assert "a page is lost" in caplog.text
