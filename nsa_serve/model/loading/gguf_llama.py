@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nsa_serve.config import ModelConfig
-from nsa_serve.errors import ConfigError, ModelLoadError
+from nsa_serve.errors import ModelLoadError
 from nsa_serve.model.loading.gguf import GGUFFile
+from nsa_serve.model.loading.json_file import convert
 
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -40,22 +41,20 @@ def read_config(file: GGUFFile) -> ModelConfig:
     hidden_size = file.get("llama.embedding_length", int)
     if num_heads < 1:
         raise ModelLoadError(f"{file.path.name}: llama.attention.head_count must be at least 1")
-    try:
-        return ModelConfig(
-            vocab_size=len(file.get("tokenizer.ggml.tokens", list)),
-            hidden_size=hidden_size,
-            num_layers=file.get("llama.block_count", int),
-            num_heads=num_heads,
-            num_kv_heads=file.get("llama.attention.head_count_kv", int),
-            head_dim=hidden_size // num_heads,
-            intermediate_size=file.get("llama.feed_forward_length", int),
-            max_position_embeddings=file.get("llama.context_length", int),
-            rms_norm_eps=_as_written(file.get("llama.attention.layer_norm_rms_epsilon", float)),
-            rope_theta=_as_written(file.get("llama.rope.freq_base", float)),
-            tie_word_embeddings="output.weight" not in file.tensors,
-        )
-    except ConfigError as error:
-        raise ModelLoadError(f"{file.path.name}: {error}") from None
+    fields = {
+        "vocab_size": len(file.get("tokenizer.ggml.tokens", list)),
+        "hidden_size": hidden_size,
+        "num_layers": file.get("llama.block_count", int),
+        "num_heads": num_heads,
+        "num_kv_heads": file.get("llama.attention.head_count_kv", int),
+        "head_dim": hidden_size // num_heads,
+        "intermediate_size": file.get("llama.feed_forward_length", int),
+        "max_position_embeddings": file.get("llama.context_length", int),
+        "rms_norm_eps": _as_written(file.get("llama.attention.layer_norm_rms_epsilon", float)),
+        "rope_theta": _as_written(file.get("llama.rope.freq_base", float)),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+    }
+    return convert(file.path, fields, ModelConfig)
 
 
 def read_tensors(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -53,7 +53,7 @@ def load_decoder(
 
 def attention_config(config: ModelConfig, attention: Attention) -> ModelConfig:
     """The configuration with the attention that was asked for; `auto` is the model's own."""
-    if attention == "nsa" and "nsa" not in config.kinds:
+    if attention == "nsa" and config.nsa is None:
         raise ConfigError("attention nsa: this model's config.json has no nsa section")
     if attention == "dense":
         return msgspec.structs.replace(config, nsa=None, layer_kinds=())
@@ -80,7 +80,7 @@ def load_tensors(
 
 def _check_tensors(folder: Path, found: dict[str, TensorInfo], config: ModelConfig) -> list[str]:
     """The names to load; everything else in the folder must be known to be of no use."""
-    expected = expected_tensors(config)
+    expected = _expected_tensors(folder, found, config)
     if missing := [name for name in expected if name not in found]:
         raise ModelLoadError(f"{folder}: no tensor {_some(missing)}")
     unexpected = [name for name in found if name not in expected and not _unused(name, config)]
@@ -92,6 +92,19 @@ def _check_tensors(folder: Path, found: dict[str, TensorInfo], config: ModelConf
                 f"{folder}: {name} has shape {list(found[name].shape)}, expected {list(shape)}"
             )
     return list(expected)
+
+
+def _expected_tensors(
+    folder: Path, found: dict[str, TensorInfo], config: ModelConfig
+) -> dict[str, torch.Size]:
+    # A damaged config.json can ask for a billion layers: look for the last before building any.
+    last = f"model.layers.{config.num_layers - 1}.input_layernorm.weight"
+    if last not in found:
+        raise ModelLoadError(f"{folder}: no tensor {last}")
+    try:
+        return expected_tensors(config)
+    except RuntimeError as error:
+        raise ModelLoadError(f"{folder}: no such model can be built: {one_line(error)}") from None
 
 
 def _unused(name: str, config: ModelConfig) -> bool:
