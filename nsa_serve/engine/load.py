@@ -13,7 +13,7 @@ def load_runner(config: EngineConfig) -> Runner:
         from nsa_serve.engine.stand_in import StandInRunner
 
         return StandInRunner(config)
-    from nsa_serve.engine.model_runner import load_model_runner
+    from nsa_serve.engine.load_model import load_model_runner
 
     return load_model_runner(config)
 

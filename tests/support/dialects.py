@@ -21,7 +21,7 @@ BASE = NSAConfig(
 
 def _with(**changes: object) -> NSAConfig:
     fields = {name: getattr(BASE, name) for name in BASE.__struct_fields__}
-    return NSAConfig(**{**fields, **changes})  # type: ignore[arg-type]
+    return NSAConfig(**{**fields, **changes})
 
 
 DIALECTS: dict[str, NSAConfig] = {
@@ -92,7 +92,7 @@ def model_config(nsa: NSAConfig | None, **changes: object) -> ModelConfig:
         "max_position_embeddings": 512,
         "nsa": nsa,
     }
-    return ModelConfig(**{**fields, **changes})  # type: ignore[arg-type]
+    return ModelConfig(**{**fields, **changes})
 
 
 MODELS: dict[str, ModelConfig] = {

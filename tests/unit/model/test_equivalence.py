@@ -54,7 +54,7 @@ def test_a_prefix_hit_at_every_page_border_equals_the_definition(name: str) -> N
     expected = whole(decoder, TOKENS)
     for border in range(PAGE, LENGTH, PAGE):
         model = PagedModel(decoder, PAGE)
-        first = model.sequence(TOKENS[:border] + [1, 2, 3, 4, 5])
+        first = model.sequence([*TOKENS[:border], 1, 2, 3, 4, 5])
         model.step([(first, first.num_tokens)])
         second = model.sequence(TOKENS, prefix_of=first)
         assert second.num_computed == border

@@ -1,0 +1,139 @@
+"""From a configuration to a runner that is loaded, has its caches and has run once."""
+
+import hashlib
+import os
+
+import msgspec
+import torch
+
+from nsa_kernels.cache import LayerCache
+from nsa_kernels.geometry import num_pages_for
+from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_scheduler.sequence import Sequence
+from nsa_serve.config import EngineConfig, ModelConfig
+from nsa_serve.engine.allocator import keep_freed_memory
+from nsa_serve.engine.memory import (
+    cache_cost,
+    cache_table,
+    free_cpu_cache_bytes,
+    num_pages_that_fit,
+    page_size_of,
+)
+from nsa_serve.engine.model_runner import ModelRunner
+from nsa_serve.engine.runner import RunnerInfo
+from nsa_serve.errors import ConfigError
+from nsa_serve.model import int8
+from nsa_serve.model.loading.folder import ModelFolder, resolve_model
+from nsa_serve.model.loading.weights import attention_config, load_decoder
+from nsa_serve.model.paged import cache_layouts
+from nsa_serve.params import SamplingParams
+
+_TORCH_TYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.float32,
+}
+"""Types of activations and caches."""
+
+
+def load_model_runner(config: EngineConfig) -> ModelRunner:
+    """Raises ConfigError or ModelLoadError, one line, if it cannot be served like this."""
+    folder = resolve_model(config.model)
+    device = choose_device(config.device)
+    dtype = choose_dtype(config, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    model = attention_config(folder.config, config.attention)
+    max_model_len = _max_model_len(config, model)
+    page_size = page_size_of(model, config.block_size)
+    activations = _TORCH_TYPES[dtype]
+    decoder = load_decoder(folder, attention=config.attention, device=device, dtype=activations)
+    decoder.join()
+    if dtype == "int8":
+        int8.quantize(decoder)
+    cost = cache_cost(model, page_size, activations)
+    free = free_gpu_bytes(config, device) if device.type == "cuda" else free_cpu_cache_bytes(config)
+    num_pages = num_pages_that_fit(config, cost, max_model_len, free)
+    layouts = cache_layouts(model, page_size)
+    caches = [LayerCache.allocate(layout, num_pages, activations, device) for layout in layouts]
+    info = RunnerInfo(
+        model_name=folder.name,
+        max_model_len=min(max_model_len, num_pages * page_size),
+        vocab_size=model.vocab_size,
+        eos_token_ids=folder.generation.eos_token_ids,
+        num_pages=num_pages,
+        page_size=page_size,
+        device=str(device),
+        dtype=dtype,
+        attention="dense" if model.nsa is None else "nsa",
+        cache_key=cache_key(folder, model, dtype),
+        report=cache_table(cost, num_pages, max_model_len),
+    )
+    runner = ModelRunner(decoder, caches, info)
+    warm_up(runner, config)
+    return runner
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device asked for, or a GPU if there is one."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ConfigError(f"device {wanted!r} is not known, expected auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {wanted}: torch {torch.__version__} finds no usable GPU")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {wanted!r} is not supported, expected auto, cpu or cuda")
+    return device
+
+
+def choose_dtype(config: EngineConfig, device: torch.device) -> str:
+    """The type asked for. By itself: bfloat16 on a GPU; on a CPU float32, and int8 for the
+    built-in model, whose weights have four bits, where the CPU multiplies int8 vectors."""
+    if config.dtype == "int8" and (device.type != "cpu" or not int8.supported()):
+        raise ConfigError("dtype int8 needs a CPU with VNNI or AMX")
+    if config.dtype != "auto":
+        return config.dtype
+    if device.type == "cuda":
+        return "bfloat16"
+    return "int8" if config.model is None and int8.supported() else "float32"
+
+
+def free_gpu_bytes(config: EngineConfig, device: torch.device) -> int:
+    """Bytes that the cache may take on a GPU that holds the weights already."""
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, int(free - total * (1.0 - config.gpu_memory_utilization)))
+
+
+def _max_model_len(config: EngineConfig, model: ModelConfig) -> int:
+    limit = model.max_position_embeddings
+    if config.max_model_len is not None and config.max_model_len > limit:
+        raise ConfigError(f"max_model_len {config.max_model_len} exceeds the model's {limit}")
+    return config.max_model_len or limit
+
+
+def cache_key(folder: ModelFolder, model: ModelConfig, dtype: str) -> bytes:
+    """Differs wherever the content of pages would."""
+    text = msgspec.json.encode([str(folder.path), model, dtype])
+    return hashlib.sha256(text).digest()[:16]
+
+
+def warm_up(runner: ModelRunner, config: EngineConfig) -> None:
+    """Run the largest prefill chunk and a decode step once, over pages nobody holds yet."""
+    info = runner.info
+    length = max(1, min(config.max_num_batched_tokens, info.max_model_len - 1))
+    sequence = Sequence(
+        sequence_id=-1,
+        token_ids=[0] * (length + 1),
+        num_prompt_tokens=length + 1,
+        max_output_tokens=1,
+        pages=list(range(num_pages_for(length + 1, info.page_size))),
+    )
+    runner.add(-1, SamplingParams(temperature=0.0), sequence.token_ids)
+    runner.execute(ScheduledBatch([ScheduledSequence(sequence, 0, length)]))
+    runner.execute(ScheduledBatch([ScheduledSequence(sequence, length, 1)]))
+    runner.remove(-1)

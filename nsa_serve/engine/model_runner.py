@@ -1,0 +1,101 @@
+"""Runs a model's steps: inputs, forward pass, sampling."""
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.cache import LayerCache
+from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_serve.engine.inputs import SlotRule, StepInputs, build_inputs
+from nsa_serve.engine.runner import RunnerInfo, StepResult
+from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
+from nsa_serve.model.decoder import Decoder
+from nsa_serve.model.paged import PagedContext
+from nsa_serve.outputs import TokenLogprobs
+from nsa_serve.params import SamplingParams
+
+NOT_A_NUMBER = "the model computed NaN for this request"
+_PROMPT_ROWS = 64
+"""Rows of prompt logits made at once: a row of a large vocabulary takes hundreds of kilobytes."""
+
+
+class ModelRunner:
+    """Implements `Runner` over a decoder and its caches."""
+
+    def __init__(self, decoder: Decoder, caches: list[LayerCache], info: RunnerInfo) -> None:
+        self._decoder, self._caches, self._info = decoder, caches, info
+        self._device = caches[0].k.device
+        nsa = decoder.config.nsa
+        self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
+        self._states: dict[int, SamplingState] = {}
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What was loaded."""
+        return self._info
+
+    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+        """Make a sequence known."""
+        self._states[sequence_id] = sampling_state(
+            params, prompt_token_ids, self._info.eos_token_ids
+        )
+
+    def remove(self, sequence_id: int) -> None:
+        """Forget a sequence."""
+        self._states.pop(sequence_id, None)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """One step: hidden states of all tokens, logits where they are asked for."""
+        inputs = build_inputs(batch, self._info.page_size, self._rule, self._device)
+        context = PagedContext(self._caches, inputs.meta, self._decoder.rope)
+        hidden = self._decoder(inputs.token_ids, inputs.positions, context)
+        result = StepResult(token_ids={})
+        for item, start in zip(inputs.items, inputs.starts, strict=True):
+            logprobs = self._prompt_logprobs(item, hidden[start : start + item.num_tokens])
+            if logprobs:
+                result.prompt_logprobs[item.sequence.sequence_id] = logprobs
+        self._sample(inputs, hidden, result)
+        return result
+
+    def _sample(self, inputs: StepInputs, hidden: Tensor, result: StepResult) -> None:
+        """A token for every sequence that caught up; NaN fails its own sequence alone."""
+        due = [
+            (item, start + item.num_tokens - 1)
+            for item, start in zip(inputs.items, inputs.starts, strict=True)
+            if item.samples
+        ]
+        if not due:
+            return
+        logits = self._decoder.logits(hidden[[row for _, row in due]])
+        broken = logits.amax(-1).isnan().tolist()
+        if any(broken):
+            for (item, _), bad in zip(due, broken, strict=True):
+                if bad:
+                    result.failed[item.sequence.sequence_id] = NOT_A_NUMBER
+            logits = logits[[not bad for bad in broken]]
+            due = [entry for entry, bad in zip(due, broken, strict=True) if not bad]
+        sequences = [item.sequence for item, _ in due]
+        states = [self._states[sequence.sequence_id] for sequence in sequences]
+        outputs = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
+        tokens = sample(logits, states, outputs)
+        for row, (sequence, state, token) in enumerate(zip(sequences, states, tokens, strict=True)):
+            result.token_ids[sequence.sequence_id] = token
+            if state.params.logprobs is not None:
+                result.logprobs[sequence.sequence_id] = logprobs_of(
+                    logits[row : row + 1], [token], state.params.logprobs
+                )[0]
+
+    def _prompt_logprobs(self, item: ScheduledSequence, hidden: Tensor) -> list[TokenLogprobs]:
+        """Of the prompt tokens that follow the item's tokens: hidden [num_tokens, hidden]."""
+        sequence = item.sequence
+        num_top = self._states[sequence.sequence_id].params.prompt_logprobs
+        if num_top is None:
+            return []
+        following = sequence.token_ids[item.start + 1 : item.end + 1]
+        following = following[: max(sequence.num_prompt_tokens - item.start - 1, 0)]
+        out: list[TokenLogprobs] = []
+        for first in range(0, len(following), _PROMPT_ROWS):
+            tokens = following[first : first + _PROMPT_ROWS]
+            logits = self._decoder.logits(hidden[first : first + len(tokens)])
+            out += logprobs_of(logits, tokens, num_top)
+        return out

@@ -1,0 +1,170 @@
+"""From logits to tokens. What a row gets depends on its own logits, parameters and place only."""
+
+from dataclasses import dataclass, field
+from secrets import randbits
+
+import torch
+from torch import Tensor
+
+from nsa_serve.outputs import Logprob, TokenLogprobs
+from nsa_serve.params import SamplingParams
+
+_MASK = (1 << 64) - 1
+_CANDIDATES = 1024
+"""Candidates that are sorted first; a row whose top-p needs more is sorted whole."""
+
+
+@dataclass(slots=True)
+class SamplingState:
+    """What the sampler keeps of one sequence."""
+
+    params: SamplingParams
+    prompt_token_ids: list[int]
+    stop_token_ids: frozenset[int]
+    """Not sampled before min_tokens."""
+    seed: int = field(default_factory=lambda: randbits(64))
+
+    @property
+    def plain(self) -> bool:
+        """Whether its logits are used as they are."""
+        p = self.params
+        return (
+            p.presence_penalty == 0.0
+            and p.frequency_penalty == 0.0
+            and p.repetition_penalty == 1.0
+            and not p.logit_bias
+            and p.min_tokens == 0
+        )
+
+
+def sampling_state(
+    params: SamplingParams, prompt_token_ids: list[int], eos_token_ids: tuple[int, ...]
+) -> SamplingState:
+    """State of a new sequence."""
+    eos = () if params.ignore_eos else eos_token_ids
+    stop = frozenset(params.stop_token_ids) | frozenset(eos)
+    state = SamplingState(params, prompt_token_ids, stop)
+    if params.seed is not None:
+        state.seed = params.seed & _MASK
+    return state
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on the seed and the place in the sequence only, so that
+    neither the batch nor a preemption changes what is sampled (splitmix64)."""
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def sample(logits: Tensor, states: list[SamplingState], outputs: list[list[int]]) -> list[int]:
+    """One token per row: logits [N, vocab] float32, and each row's output so far."""
+    if not all(state.plain for state in states):
+        logits = torch.stack(
+            [
+                row if state.plain else _processed(row, state, output)
+                for row, state, output in zip(logits, states, outputs, strict=True)
+            ]
+        )
+    tokens = logits.argmax(-1).tolist()
+    random = [i for i, state in enumerate(states) if not state.params.greedy]
+    for i, token in zip(random, _draw(logits, states, outputs, random), strict=True):
+        tokens[i] = token
+    return tokens
+
+
+def _processed(row: Tensor, state: SamplingState, output: list[int]) -> Tensor:
+    """Penalties, biases and forbidden stops of one row."""
+    p, row = state.params, row.clone()
+    if p.repetition_penalty != 1.0:
+        seen = torch.tensor(list({*state.prompt_token_ids, *output}), device=row.device)
+        values = row[seen]
+        row[seen] = torch.where(
+            values > 0, values / p.repetition_penalty, values * p.repetition_penalty
+        )
+    if output and (p.presence_penalty != 0.0 or p.frequency_penalty != 0.0):
+        ids, counts = torch.tensor(output, device=row.device).unique(return_counts=True)
+        row[ids] -= p.presence_penalty + p.frequency_penalty * counts
+    if p.logit_bias:
+        ids = torch.tensor(list(p.logit_bias), device=row.device)
+        row[ids] += torch.tensor(list(p.logit_bias.values()), device=row.device)
+    if len(output) < p.min_tokens and state.stop_token_ids:
+        row[torch.tensor(list(state.stop_token_ids), device=row.device)] = -torch.inf
+    return row
+
+
+def _draw(
+    logits: Tensor, states: list[SamplingState], outputs: list[list[int]], rows: list[int]
+) -> list[int]:
+    """Sample the given rows by inverting their cumulative distribution at one uniform number."""
+    if not rows:
+        return []
+    params = [states[i].params for i in rows]
+    device = logits.device
+    temperature = torch.tensor([p.temperature for p in params], device=device)
+    scaled = logits[rows] / temperature[:, None]
+    probs = torch.softmax(scaled - scaled.amax(-1, keepdim=True), -1)
+    numbers = torch.tensor(
+        [uniform(states[i].seed, len(states[i].prompt_token_ids) + len(outputs[i])) for i in rows],
+        device=device,
+    )
+    tokens = [0] * len(rows)
+    free = [j for j, p in enumerate(params) if not _filtered(p)]
+    if free:
+        for j, token in zip(free, _invert(probs[free], numbers[free]).tolist(), strict=True):
+            tokens[j] = token
+    for j, p in enumerate(params):
+        if _filtered(p):
+            kept, ids = _filter(probs[j], p)
+            tokens[j] = int(ids[_invert(kept[None], numbers[j : j + 1])])
+    return tokens
+
+
+def _filtered(p: SamplingParams) -> bool:
+    return p.top_k > 0 or p.top_p < 1.0 or p.min_p > 0.0
+
+
+def _filter(probs: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
+    """The candidates left by min-p, top-k and top-p, in this order: (probabilities, ids), the
+    likeliest first; not normalised."""
+    limit = min(p.top_k, len(probs)) if p.top_k > 0 else len(probs)
+    if p.min_p > 0.0:
+        probs = torch.where(probs >= p.min_p * probs.max(), probs, 0.0)
+    kept, ids = probs.topk(min(limit, _CANDIDATES))
+    total = kept.sum() if limit <= _CANDIDATES else probs.sum()
+    if limit > _CANDIDATES and bool(kept.sum() < p.top_p * total):
+        kept, ids = probs.topk(limit)
+        total = kept.sum()
+    inside = (kept.cumsum(0) - kept < p.top_p * total) & (kept > 0)
+    return kept[inside], ids[inside]
+
+
+def _invert(probs: Tensor, numbers: Tensor) -> Tensor:
+    """Index at which each row's cumulative probability [N, V] passes its number [N] of the sum."""
+    cumulative = probs.double().cumsum(-1)
+    target = numbers.double()[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return index.clamp_max(probs.shape[-1] - 1)
+
+
+def logprobs_of(logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
+    """Log-probabilities of tokens [N] under logits [N, vocab], before any parameter's effect."""
+    all_logprobs = torch.log_softmax(logits, -1)
+    chosen = all_logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])
+    ranks = (all_logprobs > chosen).sum(-1).add_(1).tolist()
+    best = all_logprobs.topk(min(num_top, logits.shape[-1]), -1)
+    return [
+        TokenLogprobs(
+            Logprob(token, value, rank),
+            [Logprob(i, v, r) for r, (i, v) in enumerate(zip(ids, values, strict=True), 1)],
+        )
+        for token, value, rank, ids, values in zip(
+            token_ids,
+            chosen.squeeze(-1).tolist(),
+            ranks,
+            best.indices.tolist(),
+            best.values.tolist(),
+            strict=True,
+        )
+    ]

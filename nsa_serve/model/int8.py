@@ -1,0 +1,93 @@
+"""Linear layers with int8 weights for CPUs, accurate enough to forget that they are.
+
+Weights are rounded to int8 with one scale per output. Activations are split into two int8 planes
+(x ≈ s · (254·high + low) / 32258, an error of at most s / 64516 with s the row's largest
+magnitude), and both products are accumulated in int32: exact, in any order, so that a row's result
+does not depend on the rows beside it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from nsa_serve.model.decoder import Decoder
+
+_LEVELS = 127.0
+_LOW = 254.0
+"""Steps of the low plane in one step of the high plane."""
+_STACKED_ROWS = 32
+"""Up to this many rows both planes go through the weights at once; beyond, one after the other
+is faster because the second product adds into the first."""
+
+
+def supported() -> bool:
+    """Whether this CPU multiplies int8 vectors; without, it would be slower than float32."""
+    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+
+
+class Int8Linear(nn.Module):
+    """x [T, in] float32 → [T, out] float32 with int8 weights."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
+        rounded = (weight / scale[:, None]).round_().to(torch.int8)
+        self.out_features, self.in_features = weight.shape
+        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.scale = scale / (_LEVELS * _LOW)
+        self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, in] → [T, out]"""
+        planes, magnitude = split_planes(x)
+        rows = len(x)
+        if rows <= _STACKED_ROWS:
+            both = self._product(planes.flatten(0, 1))
+            out = torch.add(both[rows:], both[:rows], alpha=_LOW)
+        else:
+            out = self._add_product(planes[0], self._product(planes[1]))
+        out.mul_(magnitude)
+        return out if self.bias is None else out.add_(self.bias)
+
+    def _product(self, plane: Tensor) -> Tensor:
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            plane, 1.0, 0, self.packed, self.scale, self.zero_points, None, 1.0, 0, torch.float32,
+            "none", [], "",
+        )  # fmt: skip
+        return out
+
+    def _add_product(self, high: Tensor, low_product: Tensor) -> Tensor:
+        out: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
+            high, _LOW, 0, self.packed, self.scale, self.zero_points, low_product, None, 1.0, 0,
+            torch.float32, 1.0, 0, "sum", 1.0, "none", [], "",
+        )  # fmt: skip
+        return out
+
+
+def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, in] float32 → (planes [2, T, in] int8: high, low; magnitude [T, 1])."""
+    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+    planes = torch.empty(2, *x.shape, dtype=torch.int8)
+    scaled = x * (_LEVELS / magnitude)
+    high = scaled.round()
+    planes[0].copy_(high)
+    planes[1].copy_(scaled.sub_(high).mul_(_LOW).round_())
+    return planes, magnitude
+
+
+def quantize(decoder: Decoder) -> Decoder:
+    """Replace every linear layer of a float32 decoder, the head included, in place."""
+    for parent in list(decoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, _quantized(child))
+    embedding = decoder.model.embed_tokens
+    if decoder.lm_head is None:
+        decoder.lm_head = Int8Linear(embedding.weight.data, None)
+    embedding.weight.data = embedding.weight.data.to(torch.float16)
+    return decoder
+
+
+def _quantized(linear: nn.Linear) -> Int8Linear:
+    bias = None if linear.bias is None else linear.bias.data
+    return Int8Linear(linear.weight.data, bias)
