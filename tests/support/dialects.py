@@ -1,5 +1,8 @@
 """Small models of every dialect field, with random weights."""
 
+from typing import Any
+
+import msgspec
 import torch
 
 from nsa_serve.config import ModelConfig, NSAConfig, RopeScaling
@@ -19,9 +22,8 @@ BASE = NSAConfig(
 )
 
 
-def _with(**changes: object) -> NSAConfig:
-    fields = {name: getattr(BASE, name) for name in BASE.__struct_fields__}
-    return NSAConfig(**{**fields, **changes})
+def _with(**changes: Any) -> NSAConfig:
+    return msgspec.structs.replace(BASE, **changes)
 
 
 DIALECTS: dict[str, NSAConfig] = {
@@ -79,9 +81,9 @@ DIALECTS: dict[str, NSAConfig] = {
 }
 
 
-def model_config(nsa: NSAConfig | None, **changes: object) -> ModelConfig:
+def model_config(nsa: NSAConfig | None, **changes: Any) -> ModelConfig:
     """Two layers, four query heads over two kv heads."""
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "vocab_size": 97,
         "hidden_size": 32,
         "num_layers": 2,
