@@ -37,7 +37,6 @@ class Tokenizer:
         self._backend = backend
         self._added = backend.get_added_tokens_decoder()
         self._special = SpecialTokens(self._added)
-        self._token_strings = {i: token for token, i in backend.get_vocab().items()}
         self._add_bos = config.add_bos_token
         tokens = config.special_tokens
         self.bos_token_id = _id_of(backend, "bos_token", tokens.get("bos_token"))
@@ -66,10 +65,10 @@ class Tokenizer:
         config = TokenizerConfig(eos_token="<|im_end|>")  # noqa: S106
         return cls(byte_level_backend(), config, CHATML)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the highest token id."""
-        return max(self._token_strings, default=-1) + 1
+        return max(self._backend.get_vocab().values(), default=-1) + 1
 
     @property
     def has_chat_template(self) -> bool:
@@ -119,7 +118,8 @@ class Tokenizer:
         """The bytes that a token stands for, possibly a part of a character; b"" if unknown."""
         if token_id in self._added:
             return self._added[token_id].content.encode()
-        return token_to_bytes(self._token_strings.get(token_id, ""), byte_level=self._is_byte_level)
+        token = self._backend.id_to_token(token_id) or ""
+        return token_to_bytes(token, byte_level=self._is_byte_level)
 
     def token_text(self, token_id: int) -> str:
         """The text of one token by itself, U+FFFD for what is no character."""
