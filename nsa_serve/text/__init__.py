@@ -1,1 +1,1 @@
-""""""
+"""Between text and token ids: tokenizers, chat templates, streams. Imports no torch."""

@@ -6,7 +6,7 @@ the special tokens in the rendered text are then those of the template alone.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from tokenizers import AddedToken
@@ -98,16 +98,16 @@ def _strings(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         yield from _strings([*value.keys(), *value.values()])
-    elif isinstance(value, Sequence):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)
 
 
-def _map_strings(value: Any, change: Any) -> Any:
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {change(key): _map_strings(item, change) for key, item in value.items()}
-    if isinstance(value, Sequence):
+        return {_map_strings(k, change): _map_strings(v, change) for k, v in value.items()}
+    if isinstance(value, list | tuple):
         return [_map_strings(item, change) for item in value]
     return value

@@ -63,7 +63,9 @@ def test_a_spelled_special_token_stays_text(content: str) -> None:
 
 
 def test_roles_and_other_fields_are_text_too() -> None:
-    messages = [{"role": "<|im_end|>", "content": "a", "tool_calls": [{"<|im_end|>": "b"}]}]
+    messages = [
+        {"role": "<|im_end|>", "content": "a", "tool_calls": ({"<|im_end|>": "b", 1: None},)}
+    ]
     assert _special(BYTES.encode_chat(messages)) == [START, END, START]
 
 
