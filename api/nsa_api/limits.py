@@ -46,7 +46,12 @@ class HeadLimits:
     def _refusal(self, headers: Sequence[tuple[bytes, bytes]]) -> ApiError | None:
         size = sum(len(name) + len(value) for name, value in headers)
         if len(headers) > self._max_count or size > self._max_bytes:
-            return ApiError(431, "The request's headers are too large", code="headers_too_large")
+            return ApiError(
+                431,
+                "The request's headers are too large",
+                code="headers_too_large",
+                headers={"Connection": "close"},
+            )
         if self._hosts is not None:
             hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
             match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from nsa_api.engine import Engine
 from nsa_api.tally import Tally
 from nsa_serve.engine.messages import StepOutputs
+from nsa_serve.errors import NsaServeError, RequestError
 from nsa_serve.outputs import RequestTimes
 
 PREFIX = "nsa_serve:"
@@ -62,13 +63,18 @@ class Metrics:
         self.registry.register(EngineCollector(engine))
         engine.on_step.append(self._on_step)
 
-    def on_request_end(self, tally: Tally) -> None:
-        """Take in a request that ended, whole or not."""
+    def on_request_failed(self, tally: Tally, error: BaseException) -> None:
+        """Take in a request that was refused, failed, or lost its client."""
+        if isinstance(error, RequestError):
+            return
+        failed = isinstance(error, NsaServeError)
+        unfinished = self._success.labels("error" if failed else "abort")
+        unfinished.inc(tally.num_unfinished)
+
+    def on_request_done(self, tally: Tally) -> None:
+        """Take in a request that came to its end."""
         for reason in tally.finish_reasons:
             self._success.labels(reason).inc()
-        if not tally.complete:
-            self._success.labels("abort").inc()
-            return
         self._prompt_tokens.observe(tally.prompt_tokens)
         self._generation_tokens.observe(tally.completion_tokens)
         self._n.observe(tally.params.n)
@@ -109,6 +115,9 @@ class LastTokenTimes:
     def __init__(self) -> None:
         self._times: dict[int, float] = {}
         self._sweep_at = 256
+
+    def __len__(self) -> int:
+        return len(self._times)
 
     def gaps(self, step: StepOutputs, now: float) -> list[float]:
         """Seconds since the token before, for each sequence that gave one now."""

@@ -71,9 +71,13 @@ class ServerState:
         self.num_in_flight += 1
         try:
             yield
+        except BaseException as error:
+            self.metrics.on_request_failed(tally, error)
+            raise
+        else:
+            self.metrics.on_request_done(tally)
         finally:
             self.num_in_flight -= 1
-            self.metrics.on_request_end(tally)
 
 
 def server_state(request: Request) -> ServerState:

@@ -32,15 +32,22 @@ class Tally:
                 self.finish_reasons.append(completion.finish_reason)
 
     @property
-    def complete(self) -> bool:
-        """Whether every continuation came to its end."""
-        return len(self.finish_reasons) == self.num_prompts * self.params.n
+    def num_unfinished(self) -> int:
+        """Continuations that have not come to their end."""
+        return self.num_prompts * self.params.n - len(self.finish_reasons)
 
     def usage(self) -> Usage:
         """Totals so far."""
+        return self._usage(self.completion_tokens)
+
+    def prompt_usage(self) -> Usage:
+        """Totals before the first token."""
+        return self._usage(0)
+
+    def _usage(self, completion_tokens: int) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            total_tokens=self.prompt_tokens + self.completion_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=self.prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(self.cached_tokens),
         )

@@ -21,6 +21,7 @@ from nsa_api.responses import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    Usage,
 )
 from nsa_api.routes.common import (
     chunk_encoder,
@@ -105,7 +106,8 @@ class ChatAnswer:
             async for _, output in self.generation.stream(self.engine, tally):
                 if not begun:
                     begun = True
-                    for frame in self._first_frames(encoder, output):
+                    usage = tally.prompt_usage() if continuous else None
+                    for frame in self._first_frames(encoder, output, usage):
                         yield frame
                 for completion in output.outputs:
                     if worth_sending(completion, self.body):
@@ -114,13 +116,15 @@ class ChatAnswer:
         if include_usage(self.body):
             yield encoder.chunk([], tally.usage())
 
-    def _first_frames(self, encoder: ChunkEncoder, output: RequestOutput) -> Iterator[bytes]:
+    def _first_frames(
+        self, encoder: ChunkEncoder, output: RequestOutput, usage: Usage | None
+    ) -> Iterator[bytes]:
         """The role of each answer; the very first also tells the prompt's token ids."""
         prompt_token_ids = output.prompt_token_ids if self.body.return_token_ids else None
         delta = ChatDelta(role="assistant", content="")
         for index in range(self.generation.params.n):
             choice = ChatChunkChoice(index=index, delta=delta)
-            yield encoder.chunk([choice], prompt_token_ids=prompt_token_ids)
+            yield encoder.chunk([choice], usage, prompt_token_ids=prompt_token_ids)
             prompt_token_ids = None
 
     def _choice(self, completion: CompletionOutput) -> ChatChoice:
