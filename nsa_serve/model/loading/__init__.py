@@ -1,2 +1,1 @@
-"""Models on disk: folders are checked here, converted, fetched, and loaded (weights.py alone imports
-torch)."""
+"""Models on disk, checked, converted, fetched and loaded; weights.py alone imports torch."""

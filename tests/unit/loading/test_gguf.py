@@ -58,7 +58,7 @@ def _use_everything(path: Path) -> None:
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_a_mutated_header_gives_one_line_or_loads(
@@ -77,7 +77,7 @@ def test_a_mutated_header_gives_one_line_or_loads(
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_a_truncated_file_is_refused(path: Path, tmp_path: Path, data: st.DataObject) -> None:
