@@ -67,7 +67,7 @@ class AsyncEngine:
 
         Raises ConfigError, with one line that says why, if it cannot be.
         """
-        connection = await EngineConnection.spawn()
+        connection = EngineConnection()
         try:
             # A model that must be fetched is fetched here, before the process looks for it.
             text = await asyncio.to_thread(load_text, config)
@@ -219,6 +219,6 @@ class AsyncEngine:
                 max(1.0, 2 * self._seconds_to_restart), _MAX_SECONDS_TO_RESTART
             )
             try:
-                await self._attach(await EngineConnection.spawn())
+                await self._attach(EngineConnection())
             except (NsaServeError, OSError) as error:
                 logger.error("the engine did not start: %s", error)

@@ -1,57 +1,42 @@
 """The parent's side of one engine process: start it, talk to it, notice its end, reap it."""
 
 import asyncio
-import contextlib
 import logging
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Self
 
 from msgspec.msgpack import Decoder
 
 from nsa_serve.config import EngineConfig
-from nsa_serve.engine.messages import FromCore, Ready, Shutdown, StepOutputs, ToCore
+from nsa_serve.engine.messages import FromCore, Ready, StepOutputs, ToCore
 from nsa_serve.engine.transport import FrameProtocol, pack_frame
 from nsa_serve.errors import ConfigError, EngineDeadError
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_TO_EXIT = 2.0
-
 
 class EngineConnection:
     """One engine process and the socket to it."""
 
-    _transport: asyncio.WriteTransport
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        """Use `spawn`."""
-        self._process = process
-        self._decoder: Decoder[FromCore] = Decoder(FromCore)
-        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._on_step: Callable[[StepOutputs], None] = _ignore
-        self._on_lost: Callable[[], None] = _ignore
-
-    @classmethod
-    async def spawn(cls) -> Self:
-        """Start a process; it waits for its configuration."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self) -> None:
+        """Start the process; it waits for its configuration."""
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             command = [sys.executable, "-m", "nsa_serve.engine.process"]
             # A session of its own: Ctrl-C in a terminal ends it through the parent only.
-            process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
                 [*command, "--fd", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        connection = cls(process)
-        connection._transport, _ = await asyncio.get_running_loop().create_unix_connection(
-            lambda: FrameProtocol(connection._receive, connection._lost), sock=ours
-        )
-        return connection
+        self._transport: asyncio.WriteTransport | None = None
+        self._decoder: Decoder[FromCore] = Decoder(FromCore)
+        self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._on_step: Callable[[StepOutputs], None] = _ignore
+        self._on_lost: Callable[[], None] = _ignore
 
     @property
     def pid(self) -> int:
@@ -69,8 +54,11 @@ class EngineConnection:
         From then on `on_step` is called with all that it computes, and `on_lost` if it ends.
         Raises ConfigError with the one line that it gave, EngineDeadError if it gave none.
         """
-        self._write(config)
         self._on_step = on_step
+        self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
+            lambda: FrameProtocol(self._receive, self._lost), sock=self._socket
+        )
+        self._write(config)
         ready = await self._ready
         if self._transport.is_closing():
             raise EngineDeadError("the engine process ended as soon as it was ready")
@@ -82,16 +70,19 @@ class EngineConnection:
         self._write(message)
 
     async def close(self) -> None:
-        """End the process, by force if it does not end by itself, and reap it."""
+        """End the process now, and reap it."""
         self._on_lost = _ignore
-        self._write(Shutdown())
-        self._transport.close()
-        await asyncio.to_thread(_reap, self._process)
+        self._process.kill()
+        if self._transport is None:
+            self._socket.close()
+        else:
+            self._transport.close()
+        await asyncio.to_thread(self._process.wait)
         if self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # or asyncio complains that nobody looked
 
     def _write(self, message: object) -> None:
-        if not self._transport.is_closing():
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(pack_frame(message))
 
     def _receive(self, frame: bytes) -> None:
@@ -109,14 +100,6 @@ class EngineConnection:
         if not self._ready.done():
             self._ready.set_exception(EngineDeadError("the engine process ended while starting"))
         self._on_lost()
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_SECONDS_TO_EXIT)
-        return
-    process.kill()
-    process.wait()
 
 
 def _ignore(*_: object) -> None:

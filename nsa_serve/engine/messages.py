@@ -29,11 +29,8 @@ class AbortSequences(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     sequence_ids: list[int]
 
 
-class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
-    """End the core now."""
-
-
-ToCore = AddSequence | AbortSequences | Shutdown
+ToCore = AddSequence | AbortSequences
+"""To end the core, close the socket."""
 
 
 class SequenceOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

@@ -20,7 +20,7 @@ from msgspec.msgpack import Decoder
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.core import EngineCore
 from nsa_serve.engine.load import load_runner
-from nsa_serve.engine.messages import CoreFailed, Shutdown, ToCore
+from nsa_serve.engine.messages import CoreFailed, ToCore
 from nsa_serve.engine.transport import Channel
 from nsa_serve.errors import NsaServeError
 
@@ -53,8 +53,7 @@ def _serve(sock: socket.socket) -> int:
         if not isinstance(error, NsaServeError):
             logger.error("the engine failed", exc_info=error)
         channel.send(CoreFailed(_one_line(error)))
-        return 1
-    return 0
+    return 1
 
 
 def _loop(core: EngineCore, channel: Channel[ToCore]) -> None:
@@ -68,8 +67,6 @@ def _loop(core: EngineCore, channel: Channel[ToCore]) -> None:
                 core.check_integrity()
                 messages = channel.receive(timeout=None)
         for message in messages:
-            if isinstance(message, Shutdown):
-                return
             core.handle(message)
         channel.send(core.step())
 

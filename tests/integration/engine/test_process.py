@@ -188,6 +188,22 @@ def test_a_process_that_dies_while_it_starts_is_said_so(monkeypatch: pytest.Monk
     assert isinstance(_error_of_start(STAND_IN), EngineDeadError)
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 0.3])
+def test_a_start_that_is_called_off_ends_quietly(
+    seconds: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scene() -> None:
+        start = asyncio.create_task(AsyncEngine.start(STAND_IN))
+        await asyncio.sleep(seconds)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+
+    asyncio.run(scene())
+    assert not _children()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_client_imports_no_torch() -> None:
     script = PARENT.replace("8000", "8").replace("asyncio.run(main())", "")
     script += "asyncio.run(main())\nassert 'torch' not in sys.modules\n"

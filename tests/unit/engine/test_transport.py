@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.msgpack import Decoder
 
-from nsa_serve.engine.messages import AbortSequences, AddSequence, Shutdown, ToCore
+from nsa_serve.engine.messages import AbortSequences, AddSequence, ToCore
 from nsa_serve.engine.transport import HEADER_BYTES, MAX_FRAME_BYTES, Channel, FrameBuffer
 from nsa_serve.engine.transport import pack_frame as pack
 from nsa_serve.params import SamplingParams
@@ -48,7 +48,6 @@ def test_a_frame_above_the_bound_is_refused_by_its_length_alone() -> None:
             arrived=1.5,
         ),
         AbortSequences([1, 2, 3]),
-        Shutdown(),
     ],
 )
 def test_messages_arrive_as_they_were_sent(message: ToCore) -> None:
