@@ -3,10 +3,9 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from nsa_serve.model.loading.folder import GenerationDefaults
-
 from nsa_serve.engine.messages import EngineStats, Ready, StepOutputs
 from nsa_serve.engine.prompts import Prompt
+from nsa_serve.model.loading.folder import GenerationDefaults
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
 from nsa_serve.text.tokenizer import Tokenizer

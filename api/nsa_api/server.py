@@ -6,6 +6,7 @@ import socket
 import time
 from types import FrameType
 
+import msgspec
 import uvicorn
 
 from nsa_api.app import create_app
@@ -24,9 +25,13 @@ _SECONDS_FOR_LAST_WORDS = 1.0
 def serve(config: EngineConfig, settings: ApiSettings) -> None:
     """Serve until SIGTERM or SIGINT; returns once drained.
 
-    Raises `ConfigError`, with one line, if the port or the model cannot be had.
+    Raises `ConfigError`, with one line, if the port or the model cannot be had, and
+    `EngineDeadError` if the engine process dies while it loads.
     """
     started = time.monotonic()
+    # More could never be queued at once: the client would be told to retry for ever.
+    sequences = min(settings.max_request_sequences, config.max_num_unfinished)
+    settings = msgspec.structs.replace(settings, max_request_sequences=sequences)
     server = _Server(settings, _listen(settings))
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.serve_engine(config, started))
@@ -89,7 +94,8 @@ class _Server(uvicorn.Server):
 
     def _announce(self, engine: AsyncEngine, started: float, listening: float) -> None:
         ready = time.monotonic()
-        print(engine.info.report)
+        if engine.info.report:
+            print(engine.info.report)
         print(
             f"nsa-serve is ready at {self._url} after {ready - started:.1f} s "
             f"(HTTP {listening - started:.1f} s, engine {ready - listening:.1f} s)",

@@ -30,14 +30,12 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_request_tokens: int = 1 << 24
     """Bound on prompts · n · max_tokens of one request."""
     max_request_sequences: int = 512
-    """Bound on prompts · n of one request; the engine's queue must be able to hold them."""
+    """Bound on prompts · n of one request; `serve` lowers it to what the queue can hold."""
 
     shutdown_timeout: float = 30.0
     """How long running requests may take to finish after SIGTERM."""
     stuck_timeout: float = 60.0
     """Not ready once work has waited this long without a finished step."""
-    retry_after: int = 1
-    """What a client is told to wait when the queue is full."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.support.api import CHAT, COMPLETIONS, chat_body, completion_body
+from tests.support.api import CHAT, COMPLETIONS, chat_body, completion_body, make_client
 from tests.support.fake_engine import FakeEngine
 
 JSON = {"content-type": "application/json"}
@@ -148,6 +148,24 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({"functions": [{"name": "f"}]}, "functions"),
 ]
+
+
+@pytest.fixture(scope="module")
+def served() -> tuple[TestClient, FakeEngine]:
+    engine = FakeEngine()
+    return make_client(engine), engine
+
+
+@pytest.fixture
+def engine(served: tuple[TestClient, FakeEngine]) -> FakeEngine:
+    served[1].calls.clear()
+    return served[1]
+
+
+@pytest.fixture
+def client(served: tuple[TestClient, FakeEngine], engine: FakeEngine) -> TestClient:
+    """One server for all bad input: what it got before must not matter."""
+    return served[0]
 
 
 def case_name(value: Any) -> str:
