@@ -44,7 +44,11 @@ async def leave_while_running(engine: FakeEngine, body: dict[str, Any]) -> list[
         "query_string": b"",
     }
     await asyncio.wait_for(app(scope, receive, send), 5)
-    assert app.state.server.num_in_flight == 0
+    state = app.state.server
+    assert state.num_in_flight == 0
+    aborted = {"finished_reason": "abort"}
+    count = state.metrics.registry.get_sample_value("nsa_serve:request_success_total", aborted)
+    assert count == len(engine.calls)
     return sent
 
 
