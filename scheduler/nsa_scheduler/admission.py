@@ -67,7 +67,7 @@ class Admission:
         )
 
     def _headroom(self, sequence: Sequence, running: Collection[Sequence]) -> int:
-        """Pages left free for growth: the watermark, or more for one that was preempted.
+        """Pages left free for growth: the watermark, and more for one that was preempted.
 
         After its k-th preemption every running sequence must be able to grow by 2^(k − 1) pages,
         and after the last allowed one by all that it can ever need, which ends the thrashing.
@@ -77,7 +77,7 @@ class Admission:
             return self._config.watermark_pages
         allowance = 2 ** (k - 1) if k < MAX_PREEMPTIONS else self._config.num_pages
         growth = sum(min(allowance, self._growth(s)) for s in (*running, sequence))
-        return max(self._config.watermark_pages, growth)
+        return self._config.watermark_pages + growth
 
     def _growth(self, sequence: Sequence) -> int:
         """Pages that the sequence can still come to need beyond those for its present tokens."""

@@ -104,8 +104,7 @@ class Scheduler:
         assert self._in_flight is None, "the last step was neither updated nor cancelled"
         self._step += 1
         preempted = self._grow()
-        if not preempted:
-            preempted = self._admit()
+        self._admit(preempted)
         items = self._planner.plan(self._running.values(), self.config.max_num_batched_tokens)
         batch = ScheduledBatch(items, preempted)
         if batch:
@@ -172,13 +171,13 @@ class Scheduler:
     def _grow(self) -> list[Sequence]:
         """Give a page to each sequence whose next token needs one; return who was preempted.
 
-        The first in rank is served first and the last in rank gives way, so nobody loses pages
-        to one that came after it.
+        Where none is left the last in rank gives way, be it the one that needs the page; so nobody
+        loses pages to one that came after it.
         """
         preempted: list[Sequence] = []
         size, running = self.config.page_size, self._running
         short = [s for s in running.values() if len(s.token_ids) > len(s.pages) * size]
-        for seq in sorted(short, key=self._rank):
+        for seq in short:
             while seq.state is SequenceState.RUNNING and self._pool.num_available == 0:
                 victim = max(running.values(), key=self._rank)
                 self._preempt(victim)
@@ -187,18 +186,22 @@ class Scheduler:
                 seq.pages.append(self._pool.allocate())
         return preempted
 
-    def _admit(self) -> list[Sequence]:
-        """Start sequences from the head of the queue; return who was preempted for them."""
-        preempted: list[Sequence] = []
+    def _admit(self, preempted: list[Sequence]) -> None:
+        """Start sequences from the head of the queue.
+
+        Those who give way to them join `preempted`, of whom none comes back in the same step.
+        """
         by_priority = self.config.policy == "priority"
         while self._waiting and (by_priority or self.num_running < self.config.max_running):
             seq = self._waiting.head()
+            if seq in preempted:
+                break
             hits = self._prefix.match(seq)
             if self._sharing.join(seq, self._prefix.readable(seq), len(hits), self._step):
                 self._waiting.remove(seq)
                 continue
             victims = self._admission.victims(seq, hits, self._running.values())
-            if victims is None or seq in preempted:
+            if victims is None:
                 break
             self._waiting.remove(seq)
             for page in hits:
@@ -207,7 +210,6 @@ class Scheduler:
                 self._preempt(victim)
             self._start(seq, hits)
             preempted += victims
-        return preempted
 
     def _start(self, seq: Sequence, hits: list[int]) -> None:
         """Let a sequence run on the pages that it hit and new ones for the rest of its tokens."""

@@ -100,6 +100,7 @@ class Simulation:
         batch = self.scheduler.schedule()
         self.scheduler.check_integrity()
         assert batch.num_tokens <= self.config.max_num_batched_tokens
+        assert not {item.sequence for item in batch.items} & set(batch.preempted)
         return batch
 
     def finish(self, batch: ScheduledBatch, failed: Collection[int] = ()) -> list[StepUpdate]:

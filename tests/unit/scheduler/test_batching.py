@@ -84,11 +84,28 @@ def test_long_prompt_would_starve_without_ageing() -> None:
     assert long.num_computed == 8
 
 
+def test_prompt_of_a_higher_class_goes_before_a_shorter_one() -> None:
+    sim = Simulation(policy="priority", max_num_batched_tokens=8)
+    sim.add([1] * 6, priority=1)
+    urgent = sim.add([2] * 40, priority=0)
+    assert num_tokens_by_sequence(sim) == {urgent.sequence_id: 8}
+
+
+def test_prompt_that_a_higher_class_waits_for_is_of_that_class() -> None:
+    sim = Simulation(policy="priority", max_num_batched_tokens=8)
+    owner = sim.add([1] * 40, priority=9)
+    sim.step()
+    sim.add([1] * 41, priority=0)
+    sim.add([2] * 6, priority=5)
+    assert num_tokens_by_sequence(sim) == {owner.sequence_id: 8}
+
+
 def test_running_sequences_never_outnumber_the_tokens_of_a_step() -> None:
     sim = Simulation(max_num_batched_tokens=3, max_num_seqs=64)
     for n in range(9):
         sim.add([n], 20)
     sim.step()
+    assert sim.scheduler.num_running == 3
     assert num_tokens_by_sequence(sim) == {0: 1, 1: 1, 2: 1}
     sim.drain()
     sim.assert_outputs()

@@ -22,6 +22,21 @@ def test_last_arrived_gives_way_when_no_page_is_left() -> None:
     sim.assert_outputs()
 
 
+def test_preempted_sequence_does_not_come_back_in_the_same_step() -> None:
+    """Its twin holds all its pages, so that there would be room for it at once."""
+    sim = Simulation(num_pages=8, watermark=0.0)
+    first = sim.add(range(21), 7)
+    twin = sim.add(range(21), 7)
+    sim.step(5)
+    batch = sim.begin()
+    assert batch.preempted == [twin]
+    assert [item.sequence for item in batch.items] == [first]
+    sim.finish(batch)
+    assert sim.step().num_tokens == 2
+    sim.drain()
+    sim.assert_outputs()
+
+
 def test_first_arrived_is_never_preempted() -> None:
     sim = Simulation(num_pages=12)
     first = sim.add([0] * 4, 40)
@@ -45,18 +60,41 @@ def test_preempted_sequence_comes_back_before_those_that_never_ran() -> None:
     sim.assert_outputs()
 
 
-def test_headroom_grows_with_every_preemption() -> None:
-    """One that was preempted often waits until what runs cannot push it out again."""
-    sim = Simulation(num_pages=16, watermark=0.0)
-    sim.add([1] * 4, 40)
+@pytest.mark.parametrize(("num_preemptions", "admitted"), [(0, True), (7, True), (8, False)])
+def test_often_preempted_sequence_waits_until_nothing_can_push_it_out(
+    num_preemptions: int, admitted: bool
+) -> None:
+    sim = Simulation(num_pages=600, page_size=1, watermark=0.0)
+    sim.add([1], 400)
     sim.step()
-    for num_preemptions, admitted in ((0, True), (1, True), (8, False)):
-        late = sim.add([2 + num_preemptions] * 8, 30)
+    late = sim.add([2], 300)
+    late.num_preemptions = num_preemptions
+    sim.step()
+    assert (late.state is SequenceState.RUNNING) is admitted
+
+
+def test_headroom_grows_with_every_preemption() -> None:
+    sim = Simulation(num_pages=64, page_size=1, watermark=0.0)
+    sim.add([1] * 30, 100)
+    sim.step()
+    admitted = []
+    for num_preemptions in range(6):
+        late = sim.add([2] * 10, 100)
         late.num_preemptions = num_preemptions
-        sim.step()
-        assert (late.state is SequenceState.RUNNING) is admitted
+        sim.cancel(sim.begin())
+        admitted.append(late.state is SequenceState.RUNNING)
         sim.abort(late)
-    sim.drain()
+    assert admitted == [True, True, True, True, True, False]
+
+
+def test_preempted_sequence_leaves_the_watermark_too() -> None:
+    sim = Simulation(num_pages=10, watermark=0.3)
+    sim.add([1] * 15, 1)
+    sim.cancel(sim.begin())
+    late = sim.add([2] * 15, 1)
+    late.num_preemptions = 1
+    sim.step()
+    assert late.admitted_step == -1
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
@@ -186,3 +224,13 @@ def test_shared_pages_of_victims_count_only_when_all_holders_give_way() -> None:
     assert high.num_output_tokens == 1
     sim.drain()
     sim.assert_outputs()
+
+
+def test_pages_that_a_sequence_shares_with_its_victim_are_no_room_for_it() -> None:
+    sim = Simulation(policy="priority", num_pages=12, watermark=0.0)
+    sim.add([77] * 11, 2, priority=0)
+    low = sim.add(range(33), 2, priority=9)
+    sim.step()
+    sim.add([*range(32), *[9] * 12], 2, priority=1)
+    sim.begin()
+    assert low.num_preemptions == 0
