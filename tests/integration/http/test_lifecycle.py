@@ -80,6 +80,7 @@ def test_signal_while_loading_ends_it() -> None:
         wait_until(lambda: children(server.process.pid))
         server.signal()
         assert server.wait(5) == 0
+        assert "Traceback" not in server.output()
 
 
 def test_server_death_takes_the_engine_along() -> None:
