@@ -1,0 +1,76 @@
+"""Compressors written for one window of one kv head, in float64."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from nsa_serve.config import NSAConfig
+
+Array = npt.NDArray[np.float64]
+Weights = Mapping[str, Array]
+
+
+def linear(x: Array, weights: Weights, name: str) -> Array:
+    """x [..., in] through a linear layer stored [out, in]."""
+    out = x @ weights[f"{name}.weight"].T
+    return out + weights[f"{name}.bias"] if f"{name}.bias" in weights else out
+
+
+def softmax(x: Array) -> Array:
+    """Over the last dimension."""
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return np.asarray(e / e.sum(-1, keepdims=True))
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """x [..., dim]"""
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight)
+
+
+def gelu(x: Array) -> Array:
+    """The exact one."""
+    erf = np.vectorize(math.erf)
+    return np.asarray(x * 0.5 * (1.0 + erf(x / math.sqrt(2.0))))
+
+
+def compress(nsa: NSAConfig, window: Array, head: int, weights: Weights, prefix: str) -> Array:
+    """window [l, dim], the positions of the block added already → [dim]."""
+    kind = nsa.compressor
+    if kind == "mean":
+        return np.asarray(window.mean(0))
+    if kind == "weighted":
+        weight = weights[f"{prefix}.weight"]
+        return np.asarray(sum(weight[_of(weight, head), i] * row for i, row in enumerate(window)))
+    if kind == "attention_pool":
+        logits = window @ weights[f"{prefix}.to_logits.weight"].T
+        return np.asarray((softmax(logits.T).T * window).sum(0))
+    if kind == "transformer":
+        return _transformer(window, weights, prefix)
+    x, layer = window.reshape(-1), 0
+    while f"{prefix}.layers.{layer}.weight" in weights:
+        x = np.maximum(x, 0.0) if layer else x
+        matrix = weights[f"{prefix}.layers.{layer}.weight"]
+        x = x @ matrix[_of(matrix, head)]
+        bias = weights.get(f"{prefix}.layers.{layer}.bias")
+        x = x if bias is None else x + bias[_of(bias, head)]
+        layer += 1
+    return x
+
+
+def _of(parameter: Array, head: int) -> int:
+    """A head's own part, or the one that all share."""
+    return head if len(parameter) > 1 else 0
+
+
+def _transformer(window: Array, weights: Weights, prefix: str) -> Array:
+    eps = float(np.finfo(np.float32).eps)
+    dim = window.shape[1]
+    x = rms_norm(window, weights[f"{prefix}.norm.weight"], eps)
+    q, k, v = np.split(linear(x, weights, f"{prefix}.to_qkv"), 3, -1)
+    attended = softmax(q @ k.T / math.sqrt(dim)) @ v
+    x = window + linear(attended, weights, f"{prefix}.to_out")
+    y = rms_norm(x, weights[f"{prefix}.mlp_norm.weight"], eps)
+    x = x + linear(gelu(linear(y, weights, f"{prefix}.up")), weights, f"{prefix}.down")
+    return np.asarray(x.mean(0))
