@@ -1,0 +1,51 @@
+"""`nsa-serve serve`: the HTTP API over an engine."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsa_serve.cli.config_file import use_config_file
+from nsa_serve.cli.options import ModelArgument, engine_options
+from nsa_serve.config import EngineConfig
+
+KEY_VARIABLE = "NSA_SERVE_API_KEY"
+_KEY_HELP = "A key that opens the API; may be given several times. Without one it is open."
+_NAME_HELP = "The model's name in requests; may be given several times."
+_HOST_HELP = "A Host header accepted beside the loopback names; may be given several times."
+_TIMEOUT_HELP = "Seconds that running requests may take after SIGTERM."
+_FILE_HELP = "Flags from a TOML or JSON file; those of the command line win."
+
+
+@engine_options(model=ModelArgument)
+def serve(
+    config: EngineConfig,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 lets the system choose.")] = 8000,
+    api_key: Annotated[list[str] | None, typer.Option(envvar=KEY_VARIABLE, help=_KEY_HELP)] = None,
+    served_model_name: Annotated[list[str] | None, typer.Option(help=_NAME_HELP)] = None,
+    allowed_host: Annotated[list[str] | None, typer.Option(help=_HOST_HELP)] = None,
+    shutdown_timeout: Annotated[float, typer.Option(help=_TIMEOUT_HELP)] = 30.0,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help=_FILE_HELP, callback=use_config_file, is_eager=True),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API.
+
+    Until SIGTERM or Ctrl-C: then what runs may finish.
+    """
+    from nsa_api.server import serve as serve_http
+    from nsa_api.settings import ApiSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = ApiSettings(
+        host=host,
+        port=port,
+        api_keys=tuple(api_key or ()),
+        served_model_names=tuple(served_model_name or ()),
+        allowed_hosts=tuple(allowed_host or ()),
+        shutdown_timeout=shutdown_timeout,
+    )
+    serve_http(config, settings)
