@@ -22,8 +22,9 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float
     heads = k.shape[1]
     grouped = q.unflatten(1, (heads, -1))
     logits = torch.einsum("thgd,shd->hgts", grouped, k).float() * scale
-    logits = logits.masked_fill(~(seen if seen.ndim == 2 else seen[:, None]), -torch.inf)
-    probs = logits.softmax(-1).nan_to_num(0.0).to(v.dtype)
+    seen = seen if seen.ndim == 2 else seen[:, None]
+    logits = logits.masked_fill(~seen, -torch.inf)
+    probs = logits.softmax(-1).masked_fill(~seen.any(-1, keepdim=True), 0.0).to(v.dtype)
     return torch.einsum("hgts,shd->thgd", probs, v).flatten(1, 2)
 
 

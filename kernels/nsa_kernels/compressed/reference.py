@@ -44,7 +44,7 @@ def compressed_attention(
     logits = torch.matmul(q, k.float().transpose(-1, -2)).mul_(scale)
     logits = logits.masked_fill(~visible, -torch.inf)
     if memory is None:
-        probs = torch.softmax(logits, -1).nan_to_num(0.0)
+        probs = torch.softmax(logits, -1).masked_fill(~visible.any(-1, keepdim=True), 0.0)
         out = None if v is None else torch.matmul(probs, v.float())
         return CompressedResult(out, logits, probs)
     memory_k, memory_v = memory
