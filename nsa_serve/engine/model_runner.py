@@ -55,6 +55,8 @@ class ModelRunner:
             if logprobs:
                 result.prompt_logprobs[item.sequence.sequence_id] = logprobs
         self._sample(inputs, hidden, result)
+        for sequence_id, logprobs in result.prompt_logprobs.items():
+            self._states[sequence_id].num_prompt_logprobs += len(logprobs)
         return result
 
     def _sample(self, inputs: StepInputs, hidden: Tensor, result: StepResult) -> None:
@@ -87,12 +89,13 @@ class ModelRunner:
 
     def _prompt_logprobs(self, item: ScheduledSequence, hidden: Tensor) -> list[TokenLogprobs]:
         """Of the prompt tokens that follow the item's tokens: hidden [num_tokens, hidden]."""
-        sequence = item.sequence
-        num_top = self._states[sequence.sequence_id].params.prompt_logprobs
+        sequence, state = item.sequence, self._states[item.sequence.sequence_id]
+        num_top = state.params.prompt_logprobs
         if num_top is None:
             return []
-        following = sequence.token_ids[item.start + 1 : item.end + 1]
-        following = following[: max(sequence.num_prompt_tokens - item.start - 1, 0)]
+        start = max(item.start, state.num_prompt_logprobs)
+        following = sequence.token_ids[start + 1 : min(item.end + 1, sequence.num_prompt_tokens)]
+        hidden = hidden[start - item.start :]
         out: list[TokenLogprobs] = []
         for first in range(0, len(following), _PROMPT_ROWS):
             tokens = following[first : first + _PROMPT_ROWS]

@@ -23,6 +23,8 @@ class SamplingState:
     stop_token_ids: frozenset[int]
     """Not sampled before min_tokens."""
     seed: int = field(default_factory=lambda: randbits(64))
+    num_prompt_logprobs: int = 0
+    """Prompt tokens whose log-probabilities were reported: not again after a preemption."""
 
     @property
     def plain(self) -> bool:

@@ -88,6 +88,8 @@ class StandInRunner:
         noise = np.random.default_rng(0).integers(0, _MASK, shape, dtype=np.uint64)
         self._entries = noise.data
         self._params: dict[int, SamplingParams] = {}
+        self._num_reported: dict[int, int] = {}
+        """Prompt tokens whose log-probabilities were reported: not again after a preemption."""
 
     @property
     def info(self) -> RunnerInfo:
@@ -102,10 +104,12 @@ class StandInRunner:
     def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
         """Make a sequence known."""
         self._params[sequence_id] = params
+        self._num_reported[sequence_id] = 0
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._params.pop(sequence_id, None)
+        self._num_reported.pop(sequence_id, None)
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Write the entries of the step's tokens, then read the last of each sequence."""
@@ -120,6 +124,8 @@ class StandInRunner:
         for item in batch.items:
             if item.samples and item.sequence.sequence_id not in result.failed:
                 self._sample(item, result)
+        for sequence_id, logprobs in result.prompt_logprobs.items():
+            self._num_reported[sequence_id] += len(logprobs)
         return result
 
     def check(self, sequence: Sequence) -> None:
@@ -132,13 +138,14 @@ class StandInRunner:
     def _compute(self, item: ScheduledSequence, result: StepResult) -> None:
         sequence, params = item.sequence, self._params[item.sequence.sequence_id]
         entry = self._read(sequence, item.start - 1) if item.start else 0
+        unreported = range(self._num_reported[sequence.sequence_id] + 1, sequence.num_prompt_tokens)
         for position in range(item.start, item.end):
             token_id = sequence.token_ids[position]
             if token_id == self._options.raises_on:
                 raise ValueError("a token that the stand-in raises on")
             if token_id == self._options.nan_on:
                 result.failed[sequence.sequence_id] = NAN_ERROR
-            if params.prompt_logprobs is not None and 0 < position < sequence.num_prompt_tokens:
+            if params.prompt_logprobs is not None and position in unreported:
                 result.prompt_logprobs.setdefault(sequence.sequence_id, []).append(
                     _logprobs(entry, token_id, params.prompt_logprobs, self._info.vocab_size)
                 )

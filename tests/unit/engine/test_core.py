@@ -151,3 +151,15 @@ def test_times_come_in_order_with_the_first_and_the_last_output() -> None:
     assert all(output.times is None for output in middle)
     assert 0 < last.times.first_scheduled <= last.times.first_token <= last.times.last_token
     assert first.times.first_token == last.times.first_token
+
+
+def test_prompt_logprobs_are_reported_once_though_a_preempted_prompt_is_computed_again() -> None:
+    core = stand_in_core(stand_in_config(max_num_batched_tokens=8))
+    prompt = list(range(40))
+    params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    core.add(add_message(0, prompt, params))
+    outputs = [output for _ in range(3) for output in core.step().outputs]
+    core._scheduler.preempt(0)
+    outputs += run_to_end(core)[0]
+    places = [place for output in outputs for place in output.prompt_logprobs or []]
+    assert [place.chosen.token_id for place in places] == prompt[1:]
