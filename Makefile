@@ -7,7 +7,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
 
-.PHONY: serve test test-slow lint check bench-cpu clean help
+.PHONY: serve test test-slow lint check bench-cpu perplexity clean help
 
 serve: $(VENV)/.serve ## set up everything and serve the built-in model on 127.0.0.1:8000
 	$(BIN)/nsa-serve serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -24,6 +24,9 @@ lint: $(VENV)/.test ## style, formatting and types
 	$(BIN)/mypy
 
 check: lint test ## all that a change must pass
+
+perplexity: $(VENV)/.serve ## the built-in model, dense and NSA, on 4,096 tokens of text
+	$(BIN)/python benchmarks/perplexity.py
 
 bench-cpu: $(VENV)/.bench ## this engine beside transformers on this CPU
 	$(BIN)/python benchmarks/cpu.py

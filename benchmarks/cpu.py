@@ -101,7 +101,7 @@ def load_ours(dtype: str) -> Generate:
     """The built-in model in nsa-serve."""
     from nsa_serve import LLM, SamplingParams
 
-    llm = LLM(dtype=dtype)  # type: ignore[arg-type]
+    llm = LLM(dtype=dtype)
 
     def generate(prompts: Prompts, num_tokens: int) -> Any:
         params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
