@@ -8,6 +8,7 @@ import typer
 from nsa_serve import __version__
 from nsa_serve.cli.chat import chat
 from nsa_serve.cli.generate import generate
+from nsa_serve.cli.plan import plan
 from nsa_serve.cli.serve import serve
 from nsa_serve.errors import NsaServeError
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut long flags short
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, chat):
+for command in (serve, generate, chat, plan):
     app.command()(command)
 
 

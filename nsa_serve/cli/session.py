@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -78,7 +79,7 @@ class Session:
 def open_session(config: EngineConfig, sampling: Sampling) -> Iterator[Session]:
     """Load the model, with progress on a terminal's standard error, and end the engine after."""
     if config.model is None and config.runner == "model":
-        _bring_built_in()
+        bring_built_in()
     with asyncio.Runner() as runner:
         with _spinner("Loading the model"):
             engine = runner.run(AsyncEngine.start(config))
@@ -88,7 +89,8 @@ def open_session(config: EngineConfig, sampling: Sampling) -> Iterator[Session]:
             runner.run(engine.shutdown())
 
 
-def _bring_built_in() -> None:
+def bring_built_in() -> Path:
+    """The folder of the built-in model; a bar shows how it is made on first use."""
     percent = 0
     with ProgressBar("Converting the built-in model", 100, enabled=True) as bar:
 
@@ -97,7 +99,7 @@ def _bring_built_in() -> None:
             bar.advance(round(100 * fraction) - percent)
             percent = round(100 * fraction)
 
-        ensure_built_in(report)
+        return ensure_built_in(report)
 
 
 def _spinner(what: str) -> Progress:

@@ -45,9 +45,9 @@ def resolve_model(model: str | None, *, progress: Progress = show_on_stderr) -> 
     return _check_folder(path.resolve())
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """What config.json says, whichever family it is of."""
-    return _read_config(folder)[0]
+def read_config(path: Path) -> ModelConfig:
+    """What the config.json at `path`, or in the folder there, says; whichever family it is of."""
+    return _read_config(path)[0]
 
 
 def _resolve_built_in(progress: Progress) -> ModelFolder:
@@ -67,8 +67,8 @@ def _check_folder(path: Path) -> ModelFolder:
     return ModelFolder(path, path.name, config, generation)
 
 
-def _read_config(folder: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    path = folder / "config.json"
+def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    path = path if path.is_file() else path / "config.json"
     fields = read_json(path, dict[str, Any])
     model_type = fields.get("model_type")
     reader = _READERS.get(model_type) if isinstance(model_type, str) else None

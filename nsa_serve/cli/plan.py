@@ -1,0 +1,46 @@
+"""`nsa-serve plan`: what a model needs and what fits where."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import typer
+
+from nsa_serve.cli.session import bring_built_in
+from nsa_serve.config import ModelConfig
+from nsa_serve.model.loading.folder import read_config
+
+PlanDType = Literal["float32", "bfloat16", "float16", "int8"]
+
+_MEMORY_GIB = (24.0, 80.0, 141.0)
+_MODEL_HELP = "A model folder or a config.json; the built-in model unless given."
+_MEMORY_HELP = "GiB to fit into; may be given several times. This machine's, 24, 80 and 141."
+
+
+def plan(
+    model: Annotated[str | None, typer.Argument(help=_MODEL_HELP)] = None,
+    memory: Annotated[list[float] | None, typer.Option(help=_MEMORY_HELP)] = None,
+    dtype: Annotated[PlanDType, typer.Option(help="Type of weights and cache.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Say what a model needs and what fits where, without a GPU and without weights."""
+    from nsa_serve.cli.machine import memory_gib
+    from nsa_serve.cli.plan_tables import print_plan
+    from nsa_serve.engine.plan import make_plan
+
+    if not all(math.isfinite(gib) for gib in memory or ()):
+        raise typer.BadParameter("must be finite", param_hint="--memory")
+    name, config = _read_model(model)
+    this_machine = memory_gib()
+    plan = make_plan(name, config, dtype, memory or [this_machine, *_MEMORY_GIB])
+    if as_json:
+        print(msgspec.json.encode(plan).decode())
+    else:
+        print_plan(plan, None if memory else this_machine)
+
+
+def _read_model(model: str | None) -> tuple[str, ModelConfig]:
+    path = (Path(model).expanduser() if model else bring_built_in()).resolve()
+    named = path.parent if path.name == "config.json" else path
+    return named.name, read_config(path)
