@@ -14,6 +14,8 @@ from nsa_serve.model.decoder import Decoder
 _LEVELS = 127.0
 _LOW = 254.0
 """Steps of the low plane in one step of the high plane."""
+_SMALLEST = 1e-30
+"""Magnitudes below count as zero: the reciprocal of a much smaller one is no float32."""
 _STACKED_ROWS = 32
 """Up to this many rows both planes go through the weights at once; beyond, one after the other
 is faster because the second product adds into the first."""
@@ -66,7 +68,7 @@ class Int8Linear(nn.Module):
 
 def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, in] float32 → (planes [2, T, in] int8: high, low; magnitude [T, 1])."""
-    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(_SMALLEST)
     planes = torch.empty(2, *x.shape, dtype=torch.int8)
     scaled = x * (_LEVELS / magnitude)
     high = scaled.round()
