@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from nsa_serve.engine.plan import Attention, Plan
+from nsa_serve.engine.plan import Attention, Fit, Plan
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _CACHED = {
@@ -79,19 +79,19 @@ def _reads(plan: Plan) -> Table:
 
 
 def _fits(plan: Plan, this_machine_gib: float | None) -> Table:
-    memories = list(dict.fromkeys(fit.memory_gib for fit in plan.fits))
-    names = [
-        f"{gib:.3g} GiB" + ("\nthis machine" if gib == this_machine_gib else "") for gib in memories
-    ]
-    table = _table("context", names)
-    for start in range(0, len(plan.fits), len(memories)):
-        row = plan.fits[start : start + len(memories)]
-        table.add_row(f"{row[0].context:,}", *(f"{fit.num_sequences:,}" for fit in row))
+    rows: dict[int, list[Fit]] = {}
+    for fit in plan.fits:
+        rows.setdefault(fit.context, []).append(fit)
+    memories = [fit.memory_gib for fit in next(iter(rows.values()))]
+    here = {this_machine_gib: "\nthis machine"}
+    table = _table("context", [f"{gib:.3g} GiB{here.get(gib, '')}" for gib in memories])
+    for context, fits in rows.items():
+        table.add_row(f"{context:,}", *(f"{fit.num_sequences:,}" for fit in fits))
     return table
 
 
 def _table(first: str, columns: Iterable[str]) -> Table:
-    table = Table(first, box=SIMPLE_HEAD, show_edge=False)
+    table = Table(first, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
         table.add_column(column, justify="right")
     return table

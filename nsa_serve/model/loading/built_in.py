@@ -34,8 +34,7 @@ def ensure_built_in(progress: Progress = show_on_stderr) -> Path:
 
     Safe when several processes ask at once: one works, the others wait for it.
     """
-    root = cache_root()
-    folder = root / _FORMAT / NAME
+    root, folder = cache_root(), built_in_folder()
     if folder.is_dir():
         return folder
     from filelock import FileLock
@@ -51,6 +50,11 @@ def ensure_built_in(progress: Progress = show_on_stderr) -> Path:
             f"{CACHE_VARIABLE} can name another"
         ) from None
     return folder
+
+
+def built_in_folder() -> Path:
+    """Where the built-in model is once it was fetched."""
+    return cache_root() / _FORMAT / NAME
 
 
 def cache_root() -> Path:
