@@ -11,7 +11,8 @@ from nsa_serve.params import SamplingParams
 
 _MASK = (1 << 64) - 1
 _CANDIDATES = 1024
-"""Candidates that are sorted first; a row whose top-p needs more is sorted whole."""
+"""Candidates that are sorted first where top-k does not say; a row that needs more is sorted
+whole."""
 
 
 @dataclass(slots=True)
@@ -105,10 +106,12 @@ def _draw(
     params = [states[i].params for i in rows]
     device = logits.device
     temperature = torch.tensor([p.temperature for p in params], device=device)
-    scaled = logits[rows] / temperature[:, None]
-    probs = torch.softmax(scaled - scaled.amax(-1, keepdim=True), -1)
+    temperature = temperature.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    below = logits[rows] - logits[rows].amax(-1, keepdim=True)  # first: dividing may overflow
+    probs = torch.softmax(below / temperature, -1)
     numbers = torch.tensor(
         [uniform(states[i].seed, len(states[i].prompt_token_ids) + len(outputs[i])) for i in rows],
+        dtype=torch.float64,  # float32 would round up to 1
         device=device,
     )
     tokens = [0] * len(rows)
@@ -133,21 +136,23 @@ def _filter(probs: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
     limit = min(p.top_k, len(probs)) if p.top_k > 0 else len(probs)
     if p.min_p > 0.0:
         probs = torch.where(probs >= p.min_p * probs.max(), probs, 0.0)
-    kept, ids = probs.topk(min(limit, _CANDIDATES))
-    total = kept.sum() if limit <= _CANDIDATES else probs.sum()
-    if limit > _CANDIDATES and bool(kept.sum() < p.top_p * total):
+    kept, ids = probs.topk(limit if p.top_k > 0 else min(limit, _CANDIDATES))
+    total = kept.sum() if p.top_k > 0 else probs.sum()
+    if p.top_k <= 0 and bool(kept.sum() < p.top_p * total):
         kept, ids = probs.topk(limit)
-        total = kept.sum()
-    inside = (kept.cumsum(0) - kept < p.top_p * total) & (kept > 0)
+    inside = kept > 0
+    if p.top_p < 1.0:
+        inside &= kept.cumsum(0) - kept < p.top_p * total
     return kept[inside], ids[inside]
 
 
 def _invert(probs: Tensor, numbers: Tensor) -> Tensor:
     """Index at which each row's cumulative probability [N, V] passes its number [N] of the sum."""
     cumulative = probs.double().cumsum(-1)
-    target = numbers.double()[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return index.clamp_max(probs.shape[-1] - 1)
+    total = cumulative[:, -1:]
+    # Below the sum even after rounding, so that what has no probability is never reached.
+    target = torch.minimum(numbers[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
 def logprobs_of(logits: Tensor, token_ids: list[int], num_top: int) -> list[TokenLogprobs]:
