@@ -131,8 +131,11 @@ def _filtered(p: SamplingParams) -> bool:
 
 
 def _filter(probs: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
-    """The candidates left by min-p, top-k and top-p, in this order: (probabilities, ids), the
-    likeliest first; not normalised."""
+    """The candidates left by min-p, top-k and top-p, in this order: (probabilities, ids).
+
+    Not normalised, and in the order of their ids: in that of their probabilities, two that change
+    places by a rounding would change what a seed samples.
+    """
     limit = min(p.top_k, len(probs)) if p.top_k > 0 else len(probs)
     if p.min_p > 0.0:
         probs = torch.where(probs >= p.min_p * probs.max(), probs, 0.0)
@@ -143,7 +146,8 @@ def _filter(probs: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
     inside = kept > 0
     if p.top_p < 1.0:
         inside &= kept.cumsum(0) - kept < p.top_p * total
-    return kept[inside], ids[inside]
+    ids, order = ids[inside].sort()
+    return kept[inside][order], ids
 
 
 def _invert(probs: Tensor, numbers: Tensor) -> Tensor:
