@@ -17,7 +17,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a
 
 
 @sampling_options
-@engine_options(model=ModelArgument)
+@engine_options(model=ModelArgument, max_num_seqs=1)
 def chat(config: EngineConfig, sampling: Sampling) -> None:
     """Talk with a model. From a pipe, each line is a turn."""
     interactive = sys.stdin.isatty()

@@ -14,7 +14,7 @@ from nsa_serve.text.tokenizer import Tokenizer
 
 
 @sampling_options
-@engine_options(model=ModelOption)
+@engine_options(model=ModelOption, max_num_seqs=1)
 def generate(
     config: EngineConfig,
     sampling: Sampling,

@@ -51,11 +51,17 @@ _SAMPLING_HELP = {
 }
 
 
-def engine_options(*, model: Any) -> Callable[[Command], Command]:
-    """Replace `config` by `model`, an argument or option, and a flag for each other field."""
+def engine_options(*, model: Any, **defaults: Any) -> Callable[[Command], Command]:
+    """Replace `config` by `model`, an argument or option, and a flag for each other field;
+    `defaults` are the command's own."""
     types = get_type_hints(EngineConfig)
     flags = [
-        _flag(field.name, types[field.name], field.default, _ENGINE_HELP[field.name])
+        _flag(
+            field.name,
+            types[field.name],
+            defaults.get(field.name, field.default),
+            _ENGINE_HELP[field.name],
+        )
         for field in msgspec.structs.fields(EngineConfig)
         if field.name != "model"
     ]
