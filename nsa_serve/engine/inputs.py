@@ -74,12 +74,13 @@ def build_inputs(
 
 
 def _table(items: list[ScheduledSequence], page_size: int, device: torch.device) -> Tensor:
-    """Pages of items [N, longest], padded with page 0."""
+    """Pages of items [N, longest], padded with the item's own first page: padding is masked, but
+    another's page may hold NaN, and 0 · NaN is NaN."""
     counts = [num_pages_for(item.end, page_size) for item in items]
     width = max(counts)
     return torch.tensor(
         [
-            item.sequence.pages[:count] + [0] * (width - count)
+            item.sequence.pages[:count] + item.sequence.pages[:1] * (width - count)
             for item, count in zip(items, counts, strict=True)
         ],
         dtype=torch.int64,
