@@ -86,20 +86,27 @@ class LayerCache:
         )
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """Every distinct tensor once."""
+        all_of_them = (
+            self.k,
+            self.v,
+            self.k_window,
+            self.v_window,
+            self.phi_k,
+            self.phi_v,
+            self.k_compressed,
+            self.v_compressed,
+        )
+        return list({id(t): t for t in all_of_them if t is not None}.values())
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all distinct tensors."""
-        tensors = {
-            t.data_ptr(): t.nbytes
-            for t in (
-                self.k,
-                self.v,
-                self.k_window,
-                self.v_window,
-                self.phi_k,
-                self.phi_v,
-                self.k_compressed,
-                self.v_compressed,
-            )
-            if t is not None
-        }
-        return sum(tensors.values())
+        return sum(t.nbytes for t in self.tensors)
+
+    def erase(self, pages: Tensor) -> None:
+        """Zero pages [N]: what is not finite spoils whoever has the page next, since an entry that
+        is masked has weight 0, and 0 · NaN is NaN."""
+        for tensor in self.tensors:
+            tensor[pages] = 0.0

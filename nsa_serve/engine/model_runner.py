@@ -49,8 +49,10 @@ class ModelRunner:
         inputs = build_inputs(batch, self._info.page_size, self._rule, self._device)
         context = PagedContext(self._caches, inputs.meta, self._decoder.rope)
         hidden = self._decoder(inputs.token_ids, inputs.positions, context)
-        result = StepResult(token_ids={})
+        result = StepResult(token_ids={}, failed=self._broken(inputs, hidden))
         for item, start in zip(inputs.items, inputs.starts, strict=True):
+            if item.sequence.sequence_id in result.failed:
+                continue
             logprobs = self._prompt_logprobs(item, hidden[start : start + item.num_tokens])
             if logprobs:
                 result.prompt_logprobs[item.sequence.sequence_id] = logprobs
@@ -59,23 +61,38 @@ class ModelRunner:
             self._states[sequence_id].num_prompt_logprobs += len(logprobs)
         return result
 
+    def _broken(self, inputs: StepInputs, hidden: Tensor) -> dict[int, str]:
+        """Sequences that fail because what they computed is not finite. The pages that they wrote
+        are erased: nobody else has them yet."""
+        finite = hidden.isfinite().all(-1)
+        failed: dict[int, str] = {}
+        if bool(finite.all()):
+            return failed
+        for item, start in zip(inputs.items, inputs.starts, strict=True):
+            own = slice(start, start + item.num_tokens)
+            if not bool(finite[own].all()):
+                failed[item.sequence.sequence_id] = NOT_A_NUMBER
+                pages = (inputs.meta.token_rows[own] // self._info.page_size).unique()
+                for cache in self._caches:
+                    cache.erase(pages)
+        return failed
+
     def _sample(self, inputs: StepInputs, hidden: Tensor, result: StepResult) -> None:
-        """A token for every sequence that caught up; NaN fails its own sequence alone."""
+        """A token for every sequence that caught up and has not failed."""
         due = [
             (item, start + item.num_tokens - 1)
             for item, start in zip(inputs.items, inputs.starts, strict=True)
-            if item.samples
+            if item.samples and item.sequence.sequence_id not in result.failed
         ]
         if not due:
             return
         logits = self._decoder.logits(hidden[[row for _, row in due]])
-        broken = logits.amax(-1).isnan().tolist()
-        if any(broken):
-            for (item, _), bad in zip(due, broken, strict=True):
-                if bad:
-                    result.failed[item.sequence.sequence_id] = NOT_A_NUMBER
-            logits = logits[[not bad for bad in broken]]
-            due = [entry for entry, bad in zip(due, broken, strict=True) if not bad]
+        finite = logits.amax(-1).isfinite().tolist()
+        if not all(finite):
+            bad = [item for (item, _), ok in zip(due, finite, strict=True) if not ok]
+            result.failed.update((item.sequence.sequence_id, NOT_A_NUMBER) for item in bad)
+            logits = logits[finite]
+            due = [entry for entry, ok in zip(due, finite, strict=True) if ok]
         sequences = [item.sequence for item, _ in due]
         states = [self._states[sequence.sequence_id] for sequence in sequences]
         outputs = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
