@@ -71,7 +71,14 @@ def gather_tokens(cache: Tensor, rows: Tensor) -> Tensor:
     return cache[rows // per_page, :, rows % per_page].transpose(1, 2)
 
 
-def scatter_tokens(cache: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write values [N, kv_heads, dim] at flat rows [N] of a cache [pages, kv_heads, X, dim]."""
-    per_page = cache.shape[2]
-    cache[rows // per_page, :, rows % per_page] = values.to(cache.dtype)
+def head_token_rows(rows: Tensor, num_kv_heads: int, per_page: int) -> Tensor:
+    """Flat rows [N] → rows [N · kv_heads] of a cache viewed as [pages·kv_heads·per_page, dim]."""
+    heads = torch.arange(num_kv_heads, device=rows.device)
+    first = (rows // per_page * num_kv_heads)[:, None] + heads
+    return (first * per_page + (rows % per_page)[:, None]).view(-1)
+
+
+def scatter_tokens(cache: Tensor, head_rows: Tensor, values: Tensor) -> None:
+    """Write values [N, kv_heads, dim] at `head_token_rows` of a cache [pages, kv_heads, X, dim]."""
+    dim = cache.shape[-1]
+    cache.view(-1, dim).index_copy_(0, head_rows, values.reshape(-1, dim).to(cache.dtype))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.attend.reference import BlockList, block_list, causal_bias, recent_blocks
+from nsa_kernels.geometry import head_token_rows
 
 
 @dataclass(slots=True)
@@ -81,10 +82,19 @@ class AttentionMetadata:
 
     token_rows: Tensor
     """[T] page · page_size + offset of each token's place in the caches"""
+    page_size: int
     groups: list[RowGroup]
     chunks: list[Chunk]
     completed: SlotWork | None
     """None where no slot completes, or no layer compresses."""
+    _head_rows: dict[int, Tensor] = field(default_factory=dict)
+
+    def head_rows(self, num_kv_heads: int) -> Tensor:
+        """Where each token of each kv head is written, [T · kv_heads]; made once for all layers."""
+        if num_kv_heads not in self._head_rows:
+            rows = head_token_rows(self.token_rows, num_kv_heads, self.page_size)
+            self._head_rows[num_kv_heads] = rows
+        return self._head_rows[num_kv_heads]
 
 
 def rows_of_tokens(block_table: Tensor, positions: Tensor, page_size: int) -> Tensor:

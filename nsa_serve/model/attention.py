@@ -11,6 +11,7 @@ from nsa_serve.model.compressors import make_compressor
 from nsa_serve.model.gates import Gates, combine, fixed_gates
 from nsa_serve.model.heads import Heads
 from nsa_serve.model.linear import Joined, join
+from nsa_serve.model.norm import RMSNorm
 from nsa_serve.model.rope import Rope, Rotation
 
 Branches = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -135,8 +136,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, kv * dv, bias=bias)
         self.qkv: Joined | None = None
         self.o_proj = nn.Linear(h * dv, config.hidden_size, bias=config.attention_output_bias)
-        self.q_norm = nn.RMSNorm(dk, eps=config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(dk, eps=config.rms_norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(dk, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(dk, config.rms_norm_eps) if config.qk_norm else None
         self.nsa: NSABranches | None = None
         if config.kinds[index] == "nsa":
             assert config.nsa is not None
@@ -164,7 +165,7 @@ class Attention(nn.Module):
         k_phi = rotate(k_phi) if before else k_phi
         return Heads(q, q_raw, k, v, rotate(k_win), v_win, k_phi, v_phi)
 
-    def _split(self, x: Tensor, norm: nn.RMSNorm | None) -> Tensor:
+    def _split(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
         x = x.unflatten(-1, (-1, self.head_dim))
         return x if norm is None else norm(x)
 

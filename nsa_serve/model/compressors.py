@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nsa_serve.config import CompressorKind
+from nsa_serve.model.norm import RMSNorm
 
 
 class Mean(nn.Module):
@@ -82,10 +83,10 @@ class TransformerPool(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim, 1e-6)
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
-        self.mlp_norm = nn.RMSNorm(dim)
+        self.mlp_norm = RMSNorm(dim, 1e-6)
         self.up = nn.Linear(dim, hidden)
         self.down = nn.Linear(hidden, dim)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 from nsa_serve.config import ModelConfig
 from nsa_serve.model.attention import Attention, AttentionContext
 from nsa_serve.model.linear import Joined, join
+from nsa_serve.model.norm import RMSNorm
 from nsa_serve.model.rope import Rope, Rotation
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,9 +47,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config, index)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotate: Rotation, context: AttentionContext) -> Tensor:
@@ -64,7 +65,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Decoder(nn.Module):

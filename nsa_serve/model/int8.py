@@ -16,9 +16,11 @@ _LOW = 254.0
 """Steps of the low plane in one step of the high plane."""
 _SMALLEST = 1e-30
 """Magnitudes below count as zero: the reciprocal of a much smaller one is no float32."""
-_STACKED_ROWS = 32
-"""Up to this many rows both planes go through the weights at once; beyond, one after the other
-is faster because the second product adds into the first."""
+_WIDE = 16_384
+"""Beyond this many outputs (a head over a large vocabulary) the packed matrix is always faster."""
+_FEW_ROWS = 32
+"""Up to this many rows the plain matrix is faster than the packed one, and both planes go through
+it at once; beyond, one after the other, because the second product adds into the first."""
 
 
 def supported() -> bool:
@@ -35,6 +37,7 @@ class Int8Linear(nn.Module):
         rounded = (weight / scale[:, None]).round_().to(torch.int8)
         self.out_features, self.in_features = weight.shape
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self.plain = rounded.t() if self.out_features <= _WIDE else None
         self.scale = scale / (_LEVELS * _LOW)
         self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = bias
@@ -42,14 +45,20 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, in] → [T, out]"""
         planes, magnitude = split_planes(x)
-        rows = len(x)
-        if rows <= _STACKED_ROWS:
-            both = self._product(planes.flatten(0, 1))
-            out = torch.add(both[rows:], both[:rows], alpha=_LOW)
-        else:
+        if len(x) > _FEW_ROWS:
             out = self._add_product(planes[0], self._product(planes[1]))
+        else:
+            out = self._stacked(planes.flatten(0, 1))
         out.mul_(magnitude)
         return out if self.bias is None else out.add_(self.bias)
+
+    def _stacked(self, planes: Tensor) -> Tensor:
+        """planes [2·T, in], the high ones first."""
+        if self.plain is None:
+            high, low = self._product(planes).chunk(2)
+            return torch.add(low, high, alpha=_LOW)
+        high, low = torch._int_mm(planes, self.plain).float().chunk(2)
+        return torch.add(low, high, alpha=_LOW).mul_(self.scale)
 
     def _product(self, plane: Tensor) -> Tensor:
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -68,12 +77,13 @@ class Int8Linear(nn.Module):
 
 def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, in] float32 → (planes [2, T, in] int8: high, low; magnitude [T, 1])."""
-    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(_SMALLEST)
+    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
     planes = torch.empty(2, *x.shape, dtype=torch.int8)
+    first, second = planes.unbind()
     scaled = x * (_LEVELS / magnitude)
     high = scaled.round()
-    planes[0].copy_(high)
-    planes[1].copy_(scaled.sub_(high).mul_(_LOW).round_())
+    first.copy_(high)
+    second.copy_(scaled.sub_(high).mul_(_LOW).round_())
     return planes, magnitude
 
 

@@ -24,8 +24,9 @@ class PagedContext:
     def dense(self, layer: Attention, heads: Heads) -> Tensor:
         """Write the step's keys and values, then attend to all: [T, H, Dv]."""
         cache = self.caches[layer.index]
-        dispatch.write_tokens(cache.k, self.meta.token_rows, heads.k)
-        dispatch.write_tokens(cache.v, self.meta.token_rows, heads.v)
+        rows = self.meta.head_rows(layer.num_kv_heads)
+        dispatch.write_tokens(cache.k, rows, heads.k)
+        dispatch.write_tokens(cache.v, rows, heads.v)
         return dispatch.dense_attention(heads.q, cache, self.meta, layer.scale)
 
     def sparse(self, layer: Attention, nsa: NSABranches, heads: Heads) -> Branches:
@@ -47,6 +48,7 @@ class PagedContext:
     def _write(self, cache: LayerCache, heads: Heads) -> None:
         """Each distinct cache once."""
         written: set[int] = set()
+        rows = self.meta.head_rows(cache.k.shape[1])
         for target, values in (
             (cache.k, heads.k),
             (cache.v, heads.v),
@@ -57,7 +59,7 @@ class PagedContext:
         ):
             if id(target) not in written:
                 written.add(id(target))
-                dispatch.write_tokens(target, self.meta.token_rows, values)
+                dispatch.write_tokens(target, rows, values)
 
 
 def cache_layouts(config: ModelConfig, page_size: int) -> list[CacheLayout]:

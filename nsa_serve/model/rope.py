@@ -20,11 +20,11 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate x [T, heads, head_dim]."""
-        half = x.shape[-1] // 2
         if self.interleaved:
-            swapped = x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+            swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
-            swapped = x.roll(half, -1)
+            first, second = x.chunk(2, -1)
+            swapped = torch.cat([second, first], -1)
         return torch.addcmul(x * self.cos.to(x.dtype), swapped, self.sin.to(x.dtype))
 
 

@@ -9,6 +9,7 @@ from nsa_kernels.cache import LayerCache
 from nsa_kernels.geometry import (
     flat_rows,
     gather_tokens,
+    head_token_rows,
     scatter_tokens,
     tokens_of_slots,
 )
@@ -20,7 +21,7 @@ Compress = Callable[[Tensor, Tensor], Tensor]
 
 
 def write_tokens(cache: Tensor, rows: Tensor, values: Tensor) -> None:
-    """values [T, kv_heads, dim] at flat rows [T]."""
+    """values [T, kv_heads, dim] at rows [T · kv_heads] of the cache viewed as [·, dim]."""
     scatter_tokens(cache, rows, values)
 
 
@@ -32,7 +33,9 @@ def compress_slots(
     tokens = tokens_of_slots(work.slots, block, stride)
     rows = flat_rows(work.block_table, tokens, cache.page_size)
     first = tokens[:, 0]
-    places = flat_rows(work.block_table, work.slots[:, None], cache.page_size // stride).squeeze(1)
+    per_page = cache.page_size // stride
+    places = flat_rows(work.block_table, work.slots[:, None], per_page).squeeze(1)
+    places = head_token_rows(places, cache.k_compressed.shape[1], per_page)
     missing = (tokens < 0)[:, None, :, None] if bool((first < 0).any()) else None
     pairs = [(cache.phi_k, cache.k_compressed, keys)]
     if cache.v_compressed is not None:
