@@ -58,6 +58,7 @@ def build_inputs(
     all_positions = long(positions, device)
     meta = AttentionMetadata(
         token_rows=long(rows, device),
+        page_size=page_size,
         groups=_groups(singles, all_positions, page_size, device),
         chunks=[
             Chunk(
