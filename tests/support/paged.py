@@ -23,8 +23,8 @@ def whole(decoder: Decoder, tokens: SequenceOf[int]) -> Tensor:
 
 
 class PagedModel:
-    """Pages are given out in a scattered order and start full of NaN, so that reading what was
-    never written shows."""
+    """Pages are given out in a scattered order and start full of large numbers, so that reading
+    what was never written shows."""
 
     def __init__(self, decoder: Decoder, page_size: int, num_pages: int = 64) -> None:
         self.decoder, self.page_size = decoder, page_size
@@ -34,7 +34,7 @@ class PagedModel:
             for layout in cache_layouts(decoder.config, page_size)
         ]
         for cache in self.caches:
-            for tensor in (cache.k, cache.v, cache.k_window, cache.v_window, cache.phi_k):
+            for tensor in cache.tensors:
                 tensor.fill_(1e4)
         order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(1))
         self.free: list[int] = order.tolist()
