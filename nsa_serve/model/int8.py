@@ -3,7 +3,8 @@
 Weights are rounded to int8 with one scale per output. Activations are split into two int8 planes
 (x ≈ s · (254·high + low) / 32258, an error of at most s / 64516 with s the row's largest
 magnitude), and both products are accumulated in int32: exact, in any order, so that a row's result
-does not depend on the rows beside it.
+does not depend on the rows beside it. Few rows and many are computed in two ways, each of which
+keeps to that; between them the last bit may differ.
 """
 
 import torch
@@ -29,7 +30,7 @@ def supported() -> bool:
 
 
 class Int8Linear(nn.Module):
-    """x [T, in] float32 → [T, out] float32 with int8 weights."""
+    """x [..., in] float32 → [..., out] float32 with int8 weights."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -43,7 +44,9 @@ class Int8Linear(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, in] → [T, out]"""
+        """[..., in] → [..., out]"""
+        if x.ndim > 2:  # compressors and gates
+            return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         planes, magnitude = split_planes(x)
         if len(x) > _FEW_ROWS:
             out = self._add_product(planes[0], self._product(planes[1]))
@@ -77,7 +80,7 @@ class Int8Linear(nn.Module):
 
 def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, in] float32 → (planes [2, T, in] int8: high, low; magnitude [T, 1])."""
-    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny)
+    magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(_SMALLEST)
     planes = torch.empty(2, *x.shape, dtype=torch.int8)
     first, second = planes.unbind()
     scaled = x * (_LEVELS / magnitude)

@@ -110,6 +110,12 @@ def test_a_row_that_is_not_finite_spoils_itself_alone(bad: float, rows: int) -> 
     assert torch.equal(found[others], healthy[others])
 
 
+def test_leading_dimensions_are_free() -> None:
+    layer = Int8Linear(WEIGHT.clone(), BIAS)
+    x = random(2, 3, 5, INPUTS, seed=9)
+    assert torch.equal(layer(x), layer(x.flatten(0, 2)).view(2, 3, 5, OUTPUTS))
+
+
 def test_an_output_without_weights_is_its_bias() -> None:
     weight = WEIGHT.clone()
     weight[7] = 0.0
