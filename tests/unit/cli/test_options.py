@@ -31,7 +31,7 @@ VALUES = {
 COMMANDS = {"serve": ["serve"], "chat": ["chat"], "generate": ["generate", "prompt"]}
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """Raised in place of the command's work."""
 
 
@@ -42,14 +42,14 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EngineConfig, 
 
     def reach(config: EngineConfig, other: Any) -> None:
         seen.append((config, other))
-        raise Reached
+        raise ReachedError
 
     monkeypatch.setattr(server, "serve", reach)
     monkeypatch.setattr(generate, "open_session", reach)
     monkeypatch.setattr(chat, "open_session", reach)
 
     def run(*arguments: str) -> tuple[EngineConfig, Any]:
-        with pytest.raises(Reached):
+        with pytest.raises(ReachedError):
             run_here(*arguments)
         return seen[-1]
 
@@ -137,14 +137,17 @@ def test_http_flags_become_settings(
         *["serve", "--host", "::1", "--port", "1", "--api-key", "a", "--api-key", "b"],
         *["--served-model-name", "m", "--allowed-host", "h", "--shutdown-timeout", "2.5"],
     )
-    assert msgspec.structs.asdict(settings).items() >= {
-        "host": "::1",
-        "port": 1,
-        "api_keys": ("a", "b"),
-        "served_model_names": ("m",),
-        "allowed_hosts": ("h",),
-        "shutdown_timeout": 2.5,
-    }.items()
+    assert (
+        msgspec.structs.asdict(settings).items()
+        >= {
+            "host": "::1",
+            "port": 1,
+            "api_keys": ("a", "b"),
+            "served_model_names": ("m",),
+            "allowed_hosts": ("h",),
+            "shutdown_timeout": 2.5,
+        }.items()
+    )
 
 
 def test_the_environment_gives_a_key_that_a_flag_replaces(
