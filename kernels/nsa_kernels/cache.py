@@ -5,8 +5,10 @@ rotated keys), they are the same tensors; otherwise they are pages of their own,
 can always be made again from its page and the pages before it.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,8 +66,7 @@ class LayerCache:
         """Zeroed caches of `num_pages` pages."""
 
         def pages(entries: int, dim: int) -> Tensor:
-            shape = (num_pages, layout.num_kv_heads, entries, dim)
-            return torch.zeros(shape, dtype=dtype, device=device)
+            return _zeros((num_pages, layout.num_kv_heads, entries, dim), dtype, device)
 
         p, dk, dv = layout.page_size, layout.head_dim, layout.value_dim
         k, v = pages(p, dk), pages(p, dv)
@@ -110,3 +111,12 @@ class LayerCache:
         is masked has weight 0, and 0 · NaN is NaN."""
         for tensor in self.tensors:
             tensor[pages] = 0.0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU of memory that the kernel gives when a page is first written, which makes
+    the allocation instant and leaves unused cache to others."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    lazy = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(lazy).view(dtype).view(shape)

@@ -43,14 +43,13 @@ def load_model_runner(config: EngineConfig) -> ModelRunner:
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     if device.type == "cpu":
-        keep_freed_memory()
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     model = attention_config(folder.config, config.attention)
     max_model_len = _max_model_len(config, model)
     page_size = page_size_of(model, config.block_size)
     activations = _TORCH_TYPES[dtype]
-    decoder = load_decoder(folder, attention=config.attention, device=device, dtype=activations)
-    decoder.join()
+    stored = None if dtype == "int8" else activations
+    decoder = load_decoder(folder, attention=config.attention, device=device, dtype=stored).join()
     if dtype == "int8":
         int8.quantize(decoder)
     cost = cache_cost(model, page_size, activations)
@@ -72,6 +71,8 @@ def load_model_runner(config: EngineConfig) -> ModelRunner:
         report=cache_table(cost, num_pages, max_model_len),
     )
     runner = ModelRunner(decoder, caches, info)
+    if device.type == "cpu":
+        keep_freed_memory()
     warm_up(runner, config)
     return runner
 

@@ -34,6 +34,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
+        weight = weight.float()
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
         rounded = (weight / scale[:, None]).round_().to(torch.int8)
         self.out_features, self.in_features = weight.shape
@@ -91,18 +92,21 @@ def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize(decoder: Decoder) -> Decoder:
-    """Replace every linear layer of a float32 decoder, the head included, in place."""
+    """Replace every linear layer, the head included, in place. What is not a matrix becomes
+    float32; the embedding stays as it is stored."""
     for parent in list(decoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, _quantized(child))
-    embedding = decoder.model.embed_tokens
+    embedding = decoder.model.embed_tokens.weight
     if decoder.lm_head is None:
-        decoder.lm_head = Int8Linear(embedding.weight.data, None)
-    embedding.weight.data = embedding.weight.data.to(torch.float16)
+        decoder.lm_head = Int8Linear(embedding.data, None)
+    for parameter in decoder.parameters():
+        if parameter is not embedding:
+            parameter.data = parameter.data.float()
     return decoder
 
 
 def _quantized(linear: nn.Linear) -> Int8Linear:
-    bias = None if linear.bias is None else linear.bias.data
+    bias = None if linear.bias is None else linear.bias.data.float()
     return Int8Linear(linear.weight.data, bias)

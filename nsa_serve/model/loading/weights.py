@@ -33,9 +33,10 @@ def load_decoder(
     *,
     attention: Attention = "auto",
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
 ) -> Decoder:
-    """The model of a folder, in evaluation mode, every parameter of `dtype` on `device`.
+    """The model of a folder, in evaluation mode, every parameter of `dtype` on `device`; None
+    leaves each as it is stored, on a CPU mapped from the file.
 
     Raises `ModelLoadError` if the folder's tensors are not those that its config.json asks for,
     before any data is read.
@@ -45,7 +46,7 @@ def load_decoder(
     with torch.device("meta"):
         decoder = Decoder(config)
     weights = load_tensors(folder.path, names, device=device)
-    state = {name: weight.to(dtype) for name, weight in weights}
+    state = {name: weight if dtype is None else weight.to(dtype) for name, weight in weights}
     decoder.load_state_dict(state, strict=True, assign=True)
     decoder.rope = Rope(config, torch.device(device))
     return decoder.requires_grad_(False).eval()
