@@ -1,4 +1,4 @@
 """The command line, `nsa-serve`: the one place where engine and HTTP API are put together.
 
-One module per command; `main` lists them. Importing any of them loads no torch.
+One module per command; `app` lists them. Importing any of them loads no torch.
 """

@@ -1,49 +1,19 @@
-"""The entry point `nsa-serve`."""
+"""The entry point `nsa-serve`: how a command line ends."""
 
 import sys
-from typing import Annotated
 
-import typer
-
-from nsa_serve import __version__
-from nsa_serve.cli.chat import chat
-from nsa_serve.cli.doctor import doctor
-from nsa_serve.cli.generate import generate
-from nsa_serve.cli.plan import plan
-from nsa_serve.cli.serve import serve
 from nsa_serve.errors import NsaServeError
-
-app = typer.Typer(
-    help="Serve models with Native Sparse Attention.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,  # its tables cut long flags short
-    pretty_exceptions_enable=False,
-)
-for command in (serve, generate, chat, plan, doctor):
-    app.command()(command)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        print(f"nsa-serve {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say which.")
-    ] = False,
-) -> None:
-    pass
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command line and exit: 0, 1 after one line `error: …`, 2 if the command line itself
     is wrong, 130 after Ctrl-C."""
     try:
+        from nsa_serve.cli.app import app  # here, because Ctrl-C may come while it is imported
+
         app(arguments, prog_name="nsa-serve")
     except NsaServeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

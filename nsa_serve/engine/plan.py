@@ -13,13 +13,12 @@ from nsa_kernels.geometry import num_pages_for
 from nsa_kernels.spec import SparseSpec
 from nsa_serve.config import EngineConfig, ModelConfig
 from nsa_serve.engine.memory import GIB, cache_cost, page_size_of
+from nsa_serve.model import int8
 from nsa_serve.model.attention import sparse_spec
 from nsa_serve.model.decoder import Decoder
 
 _CONTEXTS = (1024, 4096, 16_384, 65_536, 131_072, 262_144, 524_288)
 _WEIGHT_TYPES = ("float32", "bfloat16", "float16", "int8")
-_INT8_BYTES_PER_OUTPUT = 8
-"""A float32 scale and an int32 zero point."""
 
 
 class StepReads(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,12 +109,14 @@ def num_parameters(config: ModelConfig) -> int:
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of all weights as `dtype` stores them; int8 is what int8.quantize makes."""
+    """Bytes of all weights as `dtype` stores them; int8 is what `int8.quantize` makes of a model
+    whose files hold 16 bits a weight."""
     if dtype != "int8":
         return num_parameters(config) * _torch_type(dtype).itemsize
     total = sum(count * _int8_bytes(part) for part, count in _parts(config))
     if config.tie_word_embeddings:
-        total += config.vocab_size * (config.hidden_size + _INT8_BYTES_PER_OUTPUT)
+        head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device="meta")
+        total += int8.num_bytes(head)
     return total
 
 
@@ -174,7 +175,7 @@ def _parts(config: ModelConfig) -> Iterator[tuple[nn.Module, int]]:
     kinds = sorted(set(config.kinds))
     shallow = msgspec.structs.replace(config, num_layers=len(kinds), layer_kinds=tuple(kinds))
     with torch.device("meta"):
-        decoder = Decoder(shallow)
+        decoder = Decoder(shallow).join()
     for kind, layer in zip(kinds, decoder.model.layers, strict=True):
         yield layer, config.kinds.count(kind)
     yield decoder.model.embed_tokens, 1
@@ -186,12 +187,11 @@ def _parts(config: ModelConfig) -> Iterator[tuple[nn.Module, int]]:
 def _int8_bytes(part: nn.Module) -> int:
     total = 0
     for module in part.modules():
-        own = sum(p.numel() for p in module.parameters(recurse=False))
         if isinstance(module, nn.Linear):
-            bias = 0 if module.bias is None else 4 * module.out_features
-            total += module.weight.numel() + _INT8_BYTES_PER_OUTPUT * module.out_features + bias
+            total += int8.num_bytes(module)
         else:
-            total += own * (2 if isinstance(module, nn.Embedding) else 4)
+            itemsize = 2 if isinstance(module, nn.Embedding) else 4
+            total += itemsize * sum(p.numel() for p in module.parameters(recurse=False))
     return total
 
 

@@ -110,3 +110,11 @@ def quantize(decoder: Decoder) -> Decoder:
 def _quantized(linear: nn.Linear) -> Int8Linear:
     bias = None if linear.bias is None else linear.bias.data.float()
     return Int8Linear(linear.weight.data, bias)
+
+
+def num_bytes(linear: nn.Linear) -> int:
+    """Bytes of what takes a linear layer's place: packed and, unless wide, plain; a scale and a
+    zero point for each output, and the bias."""
+    copies = 2 if linear.out_features <= _WIDE else 1
+    per_output = 8 if linear.bias is None else 12
+    return copies * linear.in_features * linear.out_features + per_output * linear.out_features

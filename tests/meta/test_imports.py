@@ -23,7 +23,7 @@ ALLOWED = {
 }
 COMPOSITION_ROOT = ROOT / "nsa_serve" / "cli"
 """The command line puts the API and the engine together."""
-NO_TORCH = ["nsa_serve", "nsa_serve.cli.main", "nsa_api.app", "nsa_api.server", "nsa_scheduler"]
+NO_TORCH = ["nsa_serve", "nsa_serve.cli.app", "nsa_api.app", "nsa_api.server", "nsa_scheduler"]
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -76,5 +76,5 @@ def test_what_serves_http_loads_no_torch(module: str) -> None:
 
 
 def test_the_command_line_loads_the_api_only_to_serve() -> None:
-    program = "import sys, nsa_serve.cli.main; sys.exit('nsa_api' in sys.modules)"
+    program = "import sys, nsa_serve.cli.app; sys.exit('nsa_api' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -55,8 +55,8 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_commands_are_these() -> None:
-    main = import_module("nsa_serve.cli.main")
-    assert [command.callback.__name__ for command in main.app.registered_commands] == [
+    app = import_module("nsa_serve.cli.app").app
+    assert [command.callback.__name__ for command in app.registered_commands] == [
         "serve",
         "generate",
         "chat",

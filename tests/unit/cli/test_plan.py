@@ -49,19 +49,19 @@ def test_parameters_are_those_of_the_whole_model(config: ModelConfig) -> None:
     "name", ["dense", "tied_normed_biased", "paper", "transformer", "softmax_gates"]
 )
 def test_int8_weights_take_what_quantisation_leaves(name: str) -> None:
-    decoder = int8.quantize(random_decoder(MODELS[name]))
-    stored = 0
+    decoder = int8.quantize(random_decoder(MODELS[name]).to(torch.bfloat16).join())
+    stored = sum(parameter.nbytes for parameter in decoder.parameters())
     for module in decoder.modules():
-        stored += sum(p.nbytes for p in module.parameters(recurse=False))
         if isinstance(module, int8.Int8Linear):
-            others = module.scale, module.zero_points, module.bias
-            stored += module.out_features * module.in_features
-            stored += sum(t.nbytes for t in others if t is not None and not _is_own(module, t))
+            tensors = module.plain, module.scale, module.zero_points, module.bias
+            stored += module.packed.numel()  # opaque: its numbers are bytes
+            stored += sum(tensor.nbytes for tensor in tensors if tensor is not None)
     assert weight_bytes(MODELS[name], "int8") == stored
 
 
-def _is_own(module: nn.Module, tensor: torch.Tensor) -> bool:
-    return any(tensor is parameter for parameter in module.parameters(recurse=False))
+def test_a_wide_head_is_stored_once_in_int8() -> None:
+    narrow, wide = (int8.num_bytes(nn.Linear(1, n, bias=False)) for n in (16_384, 16_385))
+    assert (narrow, wide) == (16_384 * 10, 16_385 * 9)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
