@@ -25,6 +25,8 @@ class Answer:
 
     text: str = ""
     num_tokens: int = 0
+    num_first: int = 0
+    """Tokens that came together with the first."""
     first_token: float = 0.0
     last_token: float = 0.0
     asked: float = field(default_factory=time.perf_counter)
@@ -33,7 +35,7 @@ class Answer:
         """Take in what one step gave."""
         self.last_token = time.perf_counter() - self.asked
         if not self.num_tokens:
-            self.first_token = self.last_token
+            self.first_token, self.num_first = self.last_token, num_tokens
         self.text += text
         self.num_tokens += num_tokens
 
@@ -41,7 +43,7 @@ class Answer:
         """Number of tokens, tokens per second after the first, time to the first."""
         parts = [f"{self.num_tokens} token{'s' * (self.num_tokens != 1)}"]
         if self.last_token > self.first_token:
-            rate = (self.num_tokens - 1) / (self.last_token - self.first_token)
+            rate = (self.num_tokens - self.num_first) / (self.last_token - self.first_token)
             parts.append(f"{rate:.1f} tokens/s")
         if self.num_tokens:
             parts.append(f"first token after {self.first_token:.2f} s")
