@@ -40,16 +40,16 @@ $(VENV)/.torch: $(VENV)/.python scripts/install_torch.py
 	touch $@
 
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
 	$(BIN)/python -m nsa_serve.model.loading.built_in
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,test]'
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.serve
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,bench]'
 	touch $@
 
 clean: ## remove the virtual environment and all caches of tools

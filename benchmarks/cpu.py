@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
-OURS = ("nsa-serve", "int8"), ("nsa-serve", "float32")
+OURS = ("nsa-serve", "int8"), ("nsa-serve", "bfloat16")
 THEIRS = ("transformers", "bfloat16"), ("transformers", "float32")
 DECODE_PROMPT, DECODE_TOKENS = 32, 96
 BATCHES = 1, 8

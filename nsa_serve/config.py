@@ -108,6 +108,10 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             "nsa.selection half_merge needs an even nsa.num_selected and nsa.local_blocks >= 1",
         )
         _require(
+            self.gate != "none" or any(self.fixed_gates),
+            "nsa.fixed_gates must not all be zero",
+        )
+        _require(
             self.gate_input == "hidden" or self.gate_scope == "group",
             "nsa.gate_input query_mean needs nsa.gate_scope group",
         )

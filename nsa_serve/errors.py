@@ -1,14 +1,14 @@
 """The errors that users of nsa-serve can meet, one tree.
 
-    NsaServeError
-    ├── ConfigError            a setting or a model folder that cannot be served; one line says why
-    │   └── ModelLoadError     a file of the model folder is missing, damaged or contradicts another
-    ├── RequestError           one request is at fault; nothing else is touched
-    │   ├── ContextLengthError     prompt (and output) longer than the model or the cache can hold
-    │   └── QueueFullError         the bounded queue is full; try again later
-    ├── GenerationError        the engine could not compute one request; all others go on
-    ├── EngineDeadError        the engine process is gone
-    └── OfflineError           something must be fetched once and no package index answers
+NsaServeError
+├── ConfigError            a setting or a model folder that cannot be served; one line says why
+│   └── ModelLoadError     a file of the model folder is missing, damaged or contradicts another
+├── RequestError           one request is at fault; nothing else is touched
+│   ├── ContextLengthError     prompt (and output) longer than the model or the cache can hold
+│   └── QueueFullError         the bounded queue is full; try again later
+├── GenerationError        the engine could not compute one request; all others go on
+├── EngineDeadError        the engine process is gone
+└── OfflineError           something must be fetched once and no package index answers
 """
 
 

@@ -1,10 +1,7 @@
 """Sampling parameters, with vLLM's names and meaning."""
 
 import math
-from typing import Annotated
-
 import msgspec
-from msgspec import Meta
 
 from nsa_serve.errors import RequestError
 
@@ -70,7 +67,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.temperature == 0.0
 
 
-Salt = Annotated[bytes, Meta(max_length=64)]
+def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Raise RequestError if a parameter names a token that the vocabulary does not have."""
+    for name in ("logit_bias", "stop_token_ids"):
+        for token_id in getattr(params, name):
+            if not 0 <= token_id < vocab_size:
+                raise RequestError(
+                    f"{name}: token id {token_id} is not in the vocabulary of {vocab_size}",
+                    param=name,
+                )
 
 
 def _in_range(

@@ -6,9 +6,9 @@ can always be made again from its page and the pages before it.
 """
 
 import math
+import mmap
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,5 +118,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     the allocation instant and leaves unused cache to others."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    lazy = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(lazy).view(dtype).view(shape)
+    memory = mmap.mmap(-1, max(math.prod(shape) * dtype.itemsize, 1))
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # or the first token in 2 MiB waits for all of them
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype, count=math.prod(shape)).view(shape)

@@ -21,6 +21,7 @@ from nsa_serve.engine.report import StepReporter
 from nsa_serve.engine.runner import Runner, RunnerInfo, StepResult
 from nsa_serve.errors import RequestError
 from nsa_serve.outputs import RequestTimes
+from nsa_serve.params import check_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class EngineCore:
         params = message.params
         eos = frozenset() if params.ignore_eos else frozenset(self.info.eos_token_ids)
         try:
+            check_token_ids(params, self.info.vocab_size)
             self._runner.add(message.sequence_id, params, message.prompt_token_ids)
             self._scheduler.add(self._sequence(message, eos))
         except Exception as error:

@@ -89,7 +89,7 @@ class NSABranches(nn.Module):
             windows = windows + self.k_positions
         keys: Tensor = self.compress_k(windows)
         if self.nsa.compressed_rope == "block_start":
-            keys = rope.at(first)(keys)
+            keys = rope.at(first, keys.dtype)(keys)
         return keys
 
     def phi_v(self, windows: Tensor, first: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class Attention(nn.Module):
             out = context.dense(self, heads)
         else:
             out = self.nsa.weigh(x, heads, context.sparse(self, self.nsa, heads))
-        return self.o_proj(out.to(x.dtype).flatten(1))
+        return self.o_proj(out.to(x.dtype).view(len(x), -1))
 
 
 def _learned(*shape: int) -> nn.Parameter:

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
         """token_ids, positions [T] → hidden states [T, hidden], normed."""
         x = self.model.embed_tokens(token_ids).to(self.model.norm.weight.dtype)
-        rotate = self.rope.at(positions)
+        rotate = self.rope.at(positions, x.dtype)
         for layer in self.model.layers:
             x = layer(x, rotate, context)
         hidden: Tensor = self.model.norm(x)

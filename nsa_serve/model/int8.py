@@ -10,13 +10,10 @@ keeps to that; between them the last bit may differ.
 import torch
 from torch import Tensor, nn
 
+from nsa_serve.model import fused
 from nsa_serve.model.decoder import Decoder
 
-_LEVELS = 127.0
-_LOW = 254.0
-"""Steps of the low plane in one step of the high plane."""
-_SMALLEST = 1e-30
-"""Magnitudes below count as zero: the reciprocal of a much smaller one is no float32."""
+_LEVELS, _LOW, _SMALLEST = float(fused.LEVELS), float(fused.LOW), float(fused.SMALLEST)
 _WIDE = 16_384
 """Beyond this many outputs (a head over a large vocabulary) the packed matrix is always faster."""
 _FEW_ROWS = 32
@@ -50,19 +47,14 @@ class Int8Linear(nn.Module):
             return self(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
         planes, magnitude = split_planes(x)
         if len(x) > _FEW_ROWS:
-            out = self._add_product(planes[0], self._product(planes[1]))
+            out = self._add_product(planes[0], self._product(planes[1])).mul_(magnitude)
+        elif self.plain is None:
+            high, low = self._product(planes.flatten(0, 1)).chunk(2)
+            out = torch.add(low, high, alpha=_LOW).mul_(magnitude)
         else:
-            out = self._stacked(planes.flatten(0, 1))
-        out.mul_(magnitude)
+            products = torch._int_mm(planes.flatten(0, 1), self.plain)
+            out = scaled_sum(products, self.scale, magnitude)
         return out if self.bias is None else out.add_(self.bias)
-
-    def _stacked(self, planes: Tensor) -> Tensor:
-        """planes [2·T, in], the high ones first."""
-        if self.plain is None:
-            high, low = self._product(planes).chunk(2)
-            return torch.add(low, high, alpha=_LOW)
-        high, low = torch._int_mm(planes, self.plain).float().chunk(2)
-        return torch.add(low, high, alpha=_LOW).mul_(self.scale)
 
     def _product(self, plane: Tensor) -> Tensor:
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -81,6 +73,8 @@ class Int8Linear(nn.Module):
 
 def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [T, in] float32 → (planes [2, T, in] int8: high, low; magnitude [T, 1])."""
+    if fused.INSTALLED:
+        return fused.split_planes(x)
     magnitude = x.abs().amax(-1, keepdim=True).clamp_min_(_SMALLEST)
     planes = torch.empty(2, *x.shape, dtype=torch.int8)
     first, second = planes.unbind()
@@ -89,6 +83,15 @@ def split_planes(x: Tensor) -> tuple[Tensor, Tensor]:
     first.copy_(high)
     second.copy_(scaled.sub_(high).mul_(_LOW).round_())
     return planes, magnitude
+
+
+def scaled_sum(products: Tensor, scale: Tensor, magnitude: Tensor) -> Tensor:
+    """products [2·T, out] int32, the high planes' first, scale [out], magnitude [T, 1]
+    → [T, out] float32."""
+    if fused.INSTALLED:
+        return fused.scaled_sum(products, scale.numpy(), magnitude)
+    high, low = products.float().chunk(2)
+    return torch.add(low, high, alpha=_LOW).mul_(scale).mul_(magnitude)
 
 
 def quantize(decoder: Decoder) -> Decoder:

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from nsa_serve.model import fused
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) · weight over the last dimension, the mean square in float32.
 
-    The same as torch.nn.RMSNorm, which on a CPU takes four times as long for a single token.
+    The same as torch.nn.RMSNorm, which on a CPU takes several times as long for a single token.
     """
 
     def __init__(self, dim: int, eps: float) -> None:
@@ -17,6 +19,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] → [..., dim]"""
+        if fused.usable(x):
+            return fused.rms_norm(x, self.weight, self.eps)
         wide = x.float()
         square = wide.square().sum(-1, keepdim=True)
         scale = square.mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()

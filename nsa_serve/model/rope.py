@@ -11,7 +11,7 @@ from nsa_serve.config import ModelConfig, RopeScaling
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """cos and sin of some positions, [T, 1, head_dim] float32, laid out so that one multiply-add
+    """cos and sin of some positions, [T, 1, head_dim], laid out so that one multiply-add
     with the swapped input rotates it; sin carries the signs."""
 
     cos: Tensor
@@ -25,7 +25,7 @@ class Rotation:
         else:
             first, second = x.chunk(2, -1)
             swapped = torch.cat([second, first], -1)
-        return torch.addcmul(x * self.cos.to(x.dtype), swapped, self.sin.to(x.dtype))
+        return torch.addcmul(x * self.cos, swapped, self.sin)
 
 
 class Rope:
@@ -40,8 +40,8 @@ class Rope:
         self.interleaved = config.rope_interleaved
         self.inverse = inverse.to(device)
 
-    def at(self, positions: Tensor) -> Rotation:
-        """Rotation at positions [T]."""
+    def at(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
+        """Rotation at positions [T] of heads of `dtype`."""
         if self.inverse.device != positions.device:
             self.inverse = self.inverse.to(positions.device)
         angles = positions[:, None].to(torch.float64) * self.inverse
@@ -53,7 +53,7 @@ class Rope:
             )
         else:
             cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        return Rotation(cos[:, None], sin[:, None], self.interleaved)
+        return Rotation(cos[:, None].to(dtype), sin[:, None].to(dtype), self.interleaved)
 
 
 def inverse_frequencies(

@@ -5,7 +5,7 @@ is several neighbouring queries of one sequence that share a block list, each wi
 (prefill): neighbours choose mostly the same blocks.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -23,6 +23,13 @@ class BlockList:
     bias: Tensor
     """[N, kv_heads or 1, 1, K·block] float, 0 where a key counts and −inf where not."""
     block: int
+    _masks: dict[torch.dtype, Tensor] = field(default_factory=dict)
+
+    def mask(self, num_kv_heads: int, group: int, dtype: torch.dtype) -> Tensor:
+        """The bias for every query head, [N, kv_heads, group, K·block]; kept for later layers."""
+        if dtype not in self._masks:
+            self._masks[dtype] = self.bias.to(dtype).expand(-1, num_kv_heads, group, -1)
+        return self._masks[dtype]
 
 
 def block_list(
@@ -72,7 +79,7 @@ def attend_rows(
         q.view(n, num_kv_heads, group, dim),
         k,
         v,
-        attn_mask=keys.bias.to(q.dtype).expand(-1, num_kv_heads, group, -1),
+        attn_mask=keys.mask(num_kv_heads, group, q.dtype),
         scale=scale,
     )
     return out.reshape(n, num_heads, v.shape[-1])

@@ -4,6 +4,7 @@ Both take the queries of a whole step, single queries and chunks mixed, after th
 values and compressed slots were written, and return what each branch read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,38 +53,39 @@ class Queries:
 
 def dense_attention(q: Tensor, cache: LayerCache, meta: AttentionMetadata, scale: float) -> Tensor:
     """Causal attention over all keys: q [T, H, D] → [T, H, Dv]."""
-    out = q.new_empty(*q.shape[:2], cache.v.shape[-1])
-    for group in meta.groups:
-        part = q[group.start : group.stop]
-        out[group.start : group.stop] = _recent_rows(part, cache.k, cache.v, group, scale, None)
-    for chunk in meta.chunks:
-        part = q[chunk.start : chunk.stop]
-        out[chunk.start : chunk.stop] = _recent_chunk(part, cache.k, cache.v, chunk, scale, None)
-    return out
+    parts = [
+        _recent_rows(q[group.start : group.stop], cache.k, cache.v, group, scale, None)
+        for group in meta.groups
+    ]
+    parts += [
+        _recent_chunk(q[chunk.start : chunk.stop], cache.k, cache.v, chunk, scale, None)
+        for chunk in meta.chunks
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def sparse_attention(
     queries: Queries, cache: LayerCache, meta: AttentionMetadata, spec: SparseSpec
 ) -> Branches:
     """The three branches of NSA, before their gates."""
-    t, h = queries.q.shape[:2]
-    shape = (t, h, cache.v.shape[-1])
-    out: list[Tensor | None] = [queries.q.new_empty(shape) if use else None for use in spec.uses]
-    for group in meta.groups:
-        part = queries.part(group.start, group.stop)
-        _store(out, group.start, group.stop, _sparse_rows(part, cache, group, spec))
-    for chunk in meta.chunks:
-        for start, stop, parts in _sparse_chunk(queries, cache, chunk, spec):
-            _store(out, start, stop, parts)
-    compressed, selected, window = out
+    parts = [
+        _sparse_rows(queries.part(group.start, group.stop), cache, group, spec)
+        for group in meta.groups
+    ]
+    parts += [
+        _sparse_chunk(queries.part(chunk.start, chunk.stop), cache, chunk, spec)
+        for chunk in meta.chunks
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    compressed, selected, window = (_joined(branch) for branch in zip(*parts, strict=True))
     return compressed, selected, window
 
 
-def _store(out: list[Tensor | None], start: int, stop: int, parts: Branches) -> None:
-    for target, part in zip(out, parts, strict=True):
-        if target is not None:
-            assert part is not None
-            target[start:stop] = part
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """One branch of all tokens, in the step's order."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
 
 
 def _recent_rows(
@@ -215,25 +217,20 @@ def _selected_rows(
     return attend_rows(queries.q, cache.k, cache.v, keys, queries.scale)
 
 
-def _sparse_chunk(
-    queries: Queries, cache: LayerCache, chunk: Chunk, spec: SparseSpec
-) -> list[tuple[int, int, Branches]]:
-    """Branches of a chunk in pieces (start, stop, branches) of the step's tokens.
+def _sparse_chunk(part: Queries, cache: LayerCache, chunk: Chunk, spec: SparseSpec) -> Branches:
+    """Branches of a chunk.
 
     Its head, where every block is selected, is dense; the rest goes in tiles of one selection
     block of absolute positions, whose queries share their forced blocks.
     """
     use_compressed, use_selected, use_window = spec.uses
-    part = queries.part(chunk.start, chunk.stop)
     m = chunk.num_queries
     first = chunk.first_position
     dense = _count_selecting_all(spec, first, m)
-    selected = queries.q.new_empty(m, queries.q.shape[1], cache.v.shape[-1])
+    selected = part.q.new_empty(m, part.q.shape[1], cache.v.shape[-1])
     out = torch.zeros_like(selected) if use_compressed else None
     if dense and use_selected:
-        selected[:dense] = _recent_chunk(
-            part.q[:dense], cache.k, cache.v, chunk, queries.scale, None
-        )
+        selected[:dense] = _recent_chunk(part.q[:dense], cache.k, cache.v, chunk, part.scale, None)
     start = 0 if use_compressed else dense
     slots = _chunk_slots(cache, chunk, spec) if start < m else None
     while start < m:
@@ -253,15 +250,15 @@ def _sparse_chunk(
                 compressed,
                 visible,
                 first + start,
-                queries.scale,
+                part.scale,
             )
         start = stop
     window = None
     if use_window:
         window = _recent_chunk(
-            part.q, cache.k_window, cache.v_window, chunk, queries.scale, spec.window
+            part.q, cache.k_window, cache.v_window, chunk, part.scale, spec.window
         )
-    return [(chunk.start, chunk.stop, (out, selected if use_selected else None, window))]
+    return out, selected if use_selected else None, window
 
 
 def _count_selecting_all(spec: SparseSpec, first: int, num_queries: int) -> int:

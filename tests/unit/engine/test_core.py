@@ -163,3 +163,13 @@ def test_prompt_logprobs_are_reported_once_though_a_preempted_prompt_is_computed
     outputs += run_to_end(core)[0]
     places = [place for output in outputs for place in output.prompt_logprobs or []]
     assert [place.chosen.token_id for place in places] == prompt[1:]
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**6])
+def test_a_parameter_that_names_no_token_is_refused_alone(token_id: int) -> None:
+    core = stand_in_core()
+    core.add(add_message(0, [1, 2, 3], SamplingParams(max_tokens=2, logit_bias={token_id: 1.0})))
+    core.add(add_message(1, [1, 2, 3]))
+    outputs = run_to_end(core)
+    assert "logit_bias" in (outputs[0][-1].error or "")
+    assert len(tokens_of(outputs[1])) == 8

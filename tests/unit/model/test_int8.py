@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nsa_serve.model import int8
+from nsa_serve.model import fused, int8
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.int8 import Int8Linear, quantize, split_planes
+from nsa_serve.model.norm import RMSNorm
 from tests.support.dialects import MODELS, random_decoder
 from tests.support.paged import PagedModel, whole
 
@@ -146,3 +147,23 @@ def test_an_int8_decoder_is_the_decoder_of_its_rounded_weights(name: str) -> Non
         error = (found - expected).abs() / scale
         assert error.median() < 1e-4
         assert error.max() < 5e-3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 31, 70])
+def test_compiled_loops_equal_torch(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows)) * 3.0
+    linear = Int8Linear(torch.randn(40, 96, generator=torch.Generator().manual_seed(1)), None)
+    norm = RMSNorm(96, 1e-5)
+    assert fused.INSTALLED
+    with torch.inference_mode():
+        compiled = split_planes(x), linear(x), norm(x)
+        monkeypatch.setattr(fused, "INSTALLED", False)
+        plain = split_planes(x), linear(x), norm(x)
+    (planes, magnitude), (plain_planes, plain_magnitude) = compiled[0], plain[0]
+    assert torch.equal(magnitude, plain_magnitude)
+    value, plain_value = (254 * p[0].int() + p[1].int() for p in (planes, plain_planes))
+    assert (value - plain_value).abs().max() <= 1
+    torch.testing.assert_close(
+        compiled[1], plain[1], rtol=0, atol=1e-4 * float(plain[1].abs().max())
+    )
+    torch.testing.assert_close(compiled[2], plain[2], rtol=1e-6, atol=1e-6)
