@@ -1,6 +1,7 @@
 """Sampling parameters, with vLLM's names and meaning."""
 
 import math
+
 import msgspec
 
 from nsa_serve.errors import RequestError
