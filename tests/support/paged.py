@@ -26,11 +26,17 @@ class PagedModel:
     """Pages are given out in a scattered order and start full of large numbers, so that reading
     what was never written shows."""
 
-    def __init__(self, decoder: Decoder, page_size: int, num_pages: int = 64) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        page_size: int,
+        num_pages: int = 64,
+        device: torch.device | None = None,
+    ) -> None:
         self.decoder, self.page_size = decoder, page_size
-        cpu = torch.device("cpu")
+        self.device = device or torch.device("cpu")
         self.caches = [
-            LayerCache.allocate(layout, num_pages, torch.float32, cpu)
+            LayerCache.allocate(layout, num_pages, torch.float32, self.device)
             for layout in cache_layouts(decoder.config, page_size)
         ]
         for cache in self.caches:
@@ -63,7 +69,7 @@ class PagedModel:
             while len(sequence.pages) < num_pages_for(end, self.page_size):
                 sequence.pages.append(self.free.pop())
             items.append(ScheduledSequence(sequence, sequence.num_computed, count))
-        inputs = build_inputs(ScheduledBatch(items), self.page_size, self.rule, torch.device("cpu"))
+        inputs = build_inputs(ScheduledBatch(items), self.page_size, self.rule, self.device)
         context = PagedContext(self.caches, inputs.meta, self.decoder.rope)
         logits = self.decoder.logits(self.decoder(inputs.token_ids, inputs.positions, context))
         for item in items:
