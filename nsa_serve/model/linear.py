@@ -14,7 +14,7 @@ class Joined(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [..., in] → one [..., size] per projection."""
-        return self.linear(x).split(self.sizes, -1)
+        return torch.split_with_sizes(self.linear(x), self.sizes, -1)
 
 
 def join(parent: nn.Module, *names: str) -> Joined:
