@@ -176,7 +176,7 @@ class Attention(nn.Module):
             out = context.dense(self, heads)
         else:
             out = self.nsa.weigh(x, heads, context.sparse(self, self.nsa, heads))
-        return self.o_proj(out.to(x.dtype).view(len(x), -1))
+        return self.o_proj(out.to(x.dtype).flatten(1))
 
 
 def _learned(*shape: int) -> nn.Parameter:
