@@ -97,12 +97,6 @@ class AttentionMetadata:
         return self._head_rows[num_kv_heads]
 
 
-def rows_of_tokens(block_table: Tensor, positions: Tensor, page_size: int) -> Tensor:
-    """Places of tokens at positions [T] of sequences with block_table [T, pages]: [T]."""
-    pages = block_table.gather(1, (positions // page_size)[:, None]).squeeze(1)
-    return pages * page_size + positions % page_size
-
-
 def slots_completed(spec_stride: int, first_slot: int, start: int, stop: int) -> range:
     """Slots that complete at tokens [start, stop) of a sequence."""
     return range(max(start // spec_stride, first_slot), stop // spec_stride)

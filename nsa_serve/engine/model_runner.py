@@ -95,7 +95,7 @@ class ModelRunner:
             due = [entry for entry, ok in zip(due, finite, strict=True) if ok]
         sequences = [item.sequence for item, _ in due]
         states = [self._states[sequence.sequence_id] for sequence in sequences]
-        outputs = [sequence.token_ids[sequence.num_prompt_tokens :] for sequence in sequences]
+        outputs = [sequence.output_token_ids for sequence in sequences]
         tokens = sample(logits, states, outputs)
         for row, (sequence, state, token) in enumerate(zip(sequences, states, tokens, strict=True)):
             result.token_ids[sequence.sequence_id] = token

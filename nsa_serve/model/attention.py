@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from nsa_kernels.paged.queries import Branches
 from nsa_kernels.spec import SparseSpec
 from nsa_serve.config import ModelConfig, NSAConfig
 from nsa_serve.model.compressors import make_compressor
@@ -13,8 +14,6 @@ from nsa_serve.model.heads import Heads
 from nsa_serve.model.linear import Joined, join
 from nsa_serve.model.norm import RMSNorm
 from nsa_serve.model.rope import Rope, Rotation
-
-Branches = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class AttentionContext(Protocol):

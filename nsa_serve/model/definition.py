@@ -9,9 +9,10 @@ from torch import Tensor
 
 from nsa_kernels.compressed.reference import compressed_attention, visible_slots
 from nsa_kernels.geometry import tokens_of_slots
+from nsa_kernels.paged.queries import Branches
 from nsa_kernels.select.reference import block_mask, block_scores, select_blocks
 from nsa_kernels.spec import SparseSpec
-from nsa_serve.model.attention import Attention, Branches, NSABranches
+from nsa_serve.model.attention import Attention, NSABranches
 from nsa_serve.model.heads import Heads
 from nsa_serve.model.rope import Rope
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from nsa_kernels import dispatch
 from nsa_kernels.cache import CacheLayout, LayerCache
 from nsa_kernels.metadata import AttentionMetadata
+from nsa_kernels.paged.queries import Branches
 from nsa_serve.config import ModelConfig
-from nsa_serve.model.attention import Attention, Branches, NSABranches
+from nsa_serve.model.attention import Attention, NSABranches
 from nsa_serve.model.heads import Heads
 from nsa_serve.model.rope import Rope
 

@@ -1,6 +1,5 @@
 """A sequence: the tokens of one continuation, how many of them the cache holds, and where."""
 
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -71,6 +70,6 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
-    def output_token_ids(self) -> SequenceOf[int]:
+    def output_token_ids(self) -> list[int]:
         """Tokens sampled so far."""
         return self.token_ids[self.num_prompt_tokens :]
