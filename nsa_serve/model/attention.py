@@ -9,8 +9,8 @@ from nsa_kernels.paged.queries import Branches
 from nsa_kernels.spec import SparseSpec
 from nsa_serve.config import ModelConfig, NSAConfig
 from nsa_serve.model.compressors import make_compressor
-from nsa_serve.model.gates import Gates, combine, fixed_gates
-from nsa_serve.model.heads import Heads
+from nsa_serve.model.gates import BranchGates, Gates, combine, fixed_gates
+from nsa_serve.model.heads import Heads, Projected
 from nsa_serve.model.linear import Joined, join
 from nsa_serve.model.norm import RMSNorm
 from nsa_serve.model.rope import Rope, Rotation
@@ -19,11 +19,18 @@ from nsa_serve.model.rope import Rope, Rotation
 class AttentionContext(Protocol):
     """Computes attention: over a whole sequence (the definition) or over paged caches."""
 
-    def dense(self, layer: "Attention", heads: Heads) -> Tensor:
+    def dense(self, layer: "Attention", projected: Projected, rotate: Rotation) -> Tensor:
         """Causal attention [T, H, Dv]."""
 
-    def sparse(self, layer: "Attention", nsa: "NSABranches", heads: Heads) -> Branches:
-        """(compressed, selected, window), each [T, H, Dv], None where it cannot contribute."""
+    def sparse(
+        self,
+        layer: "Attention",
+        nsa: "NSABranches",
+        projected: Projected,
+        rotate: Rotation,
+        gates: BranchGates | None,
+    ) -> Tensor:
+        """The gated sum of the three branches [T, H, Dv]; no gates: the dialect's fixed ones."""
 
 
 def sparse_spec(nsa: NSAConfig) -> SparseSpec:
@@ -109,14 +116,14 @@ class NSABranches(nn.Module):
         """The queries that meet compressed keys."""
         return heads.q_raw if self.nsa.compressed_rope == "none" else heads.q
 
-    def weigh(self, x: Tensor, heads: Heads, branches: Branches) -> Tensor:
+    def weigh(self, gates: BranchGates | None, branches: Branches) -> Tensor:
         """Gate the branches: [T, H, Dv]."""
-        if self.gates is not None:
-            return combine(self.gates(x, heads.q_raw), branches)
+        if gates is not None:
+            return combine(gates.weights, branches)
         only = [b for b in branches if b is not None]
         if len(only) == 1 and 1.0 in self.nsa.fixed_gates:
             return only[0]
-        return combine(fixed_gates(self.nsa, x.device), branches)
+        return combine(fixed_gates(self.nsa, only[0].device), branches)
 
 
 class Attention(nn.Module):
@@ -133,7 +140,7 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden, h * dk, bias=bias)
         self.k_proj = nn.Linear(hidden, kv * dk, bias=bias)
         self.v_proj = nn.Linear(hidden, kv * dv, bias=bias)
-        self.qkv: Joined | None = None
+        self.joined: Joined | None = None
         self.o_proj = nn.Linear(h * dv, config.hidden_size, bias=config.attention_output_bias)
         self.q_norm = RMSNorm(dk, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(dk, config.rms_norm_eps) if config.qk_norm else None
@@ -144,37 +151,77 @@ class Attention(nn.Module):
 
     def join(self) -> None:
         """Make one matrix of the projections: for inference only, not to be undone."""
-        self.qkv = join(self, "q_proj", "k_proj", "v_proj")
+        self.joined = join(self, *self._projections())
 
-    def heads(self, x: Tensor, rotate: Rotation) -> Heads:
-        """Project and rotate x [T, hidden]."""
-        q, k, v = self.qkv(x) if self.qkv else (self.q_proj(x), self.k_proj(x), self.v_proj(x))
-        q_raw = self._split(q, self.q_norm)
-        k_raw = self._split(k, self.k_norm)
-        v = v.unflatten(-1, (-1, self.value_dim))
+    def _projections(self) -> list[str]:
+        """Linear layers that read the layer's input: q, k, v, then those of NSA."""
+        names = ["q_proj", "k_proj", "v_proj"]
+        if self.nsa is None:
+            return names
+        if self.nsa.own_kv:
+            names += [f"nsa.{name}" for name in OWN_KV]
+        gates = self.nsa.gates
+        biased = self.q_proj.bias is not None
+        if gates is not None and gates.is_projection and (gates.out.bias is not None) == biased:
+            names.append("nsa.gates.out")
+        return names
+
+    def project(self, x: Tensor) -> tuple[Projected, BranchGates | None]:
+        """Projections of x [T, hidden], and the gates."""
+        if self.joined is not None:
+            parts = self.joined(x)
+        else:
+            parts = tuple(self.get_submodule(name)(x) for name in self._projections())
+        q, k, v = (self._split(part, i) for i, part in enumerate(parts[:3]))
+        if self.nsa is None:
+            return Projected(q, k, v), None
+        own = None
+        if self.nsa.own_kv:
+            k_window, v_window, k_phi, v_phi = (
+                self._split(part, 1 + i % 2) for i, part in enumerate(parts[3:7])
+            )
+            own = k_window, v_window, k_phi, v_phi
+        projected = Projected(q, k, v, own)
+        gates = self.nsa.gates
+        if gates is None:
+            return projected, None
+        if len(parts) > 3 + 4 * self.nsa.own_kv:
+            return projected, gates.of(parts[-1])
+        return projected, gates(self.normed(q, self.q_norm) if gates.from_query else x)
+
+    def heads(self, projected: Projected, rotate: Rotation) -> Heads:
+        """Norm and rotate."""
+        v = projected.v
+        q_raw = self.normed(projected.q, self.q_norm)
+        k_raw = self.normed(projected.k, self.k_norm)
         q, k = rotate(torch.cat([q_raw, k_raw], 1)).split([self.num_heads, self.num_kv_heads], 1)
         if self.nsa is None:
             return Heads(q, q_raw, k, v, k, v, k, v)
         before = self.nsa.nsa.compressed_rope == "before"
-        if not self.nsa.own_kv:
+        if projected.own is None:
             return Heads(q, q_raw, k, v, k, v, k if before else k_raw, v)
-        k_win, v_win, k_phi, v_phi = (self.nsa.get_submodule(name)(x) for name in OWN_KV)
-        k_win, k_phi = self._split(k_win, self.k_norm), self._split(k_phi, self.k_norm)
-        v_win, v_phi = (t.unflatten(-1, (-1, self.value_dim)) for t in (v_win, v_phi))
+        k_window, v_window, k_phi, v_phi = projected.own
+        k_window = rotate(self.normed(k_window, self.k_norm))
+        k_phi = self.normed(k_phi, self.k_norm)
         k_phi = rotate(k_phi) if before else k_phi
-        return Heads(q, q_raw, k, v, rotate(k_win), v_win, k_phi, v_phi)
+        return Heads(q, q_raw, k, v, k_window, v_window, k_phi, v_phi)
 
-    def _split(self, x: Tensor, norm: RMSNorm | None) -> Tensor:
-        x = x.unflatten(-1, (-1, self.head_dim))
+    def _split(self, x: Tensor, which: int) -> Tensor:
+        """[T, heads · dim] → [T, heads, dim] of queries (0), keys (1) or values (2)."""
+        return x.unflatten(-1, (-1, self.value_dim if which == 2 else self.head_dim))
+
+    @staticmethod
+    def normed(x: Tensor, norm: RMSNorm | None) -> Tensor:
+        """x [T, heads, dim], or its norm where the layer has one."""
         return x if norm is None else norm(x)
 
     def forward(self, x: Tensor, rotate: Rotation, context: AttentionContext) -> Tensor:
         """x [T, hidden], normed → [T, hidden]."""
-        heads = self.heads(x, rotate)
+        projected, gates = self.project(x)
         if self.nsa is None:
-            out = context.dense(self, heads)
+            out = context.dense(self, projected, rotate)
         else:
-            out = self.nsa.weigh(x, heads, context.sparse(self, self.nsa, heads))
+            out = context.sparse(self, self.nsa, projected, rotate, gates)
         return self.o_proj(out.to(x.dtype).flatten(1))
 
 

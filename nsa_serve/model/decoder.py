@@ -1,23 +1,15 @@
 """The decoder: embedding, layers of attention and gated MLP, norm, head."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from nsa_serve.config import ModelConfig
+from nsa_serve.model import ops
 from nsa_serve.model.attention import Attention, AttentionContext
 from nsa_serve.model.linear import Joined, join
 from nsa_serve.model.norm import RMSNorm
 from nsa_serve.model.rope import Rope, Rotation
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
 
 
 class MLP(nn.Module):
@@ -30,7 +22,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.gate_up: Joined | None = None
-        self.act = _ACTIVATIONS[config.hidden_act]
+        self.act = config.hidden_act
 
     def join(self) -> None:
         """Make one matrix of the first two projections: for inference only, not to be undone."""
@@ -38,8 +30,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] → [T, hidden]"""
-        gate, up = self.gate_up(x) if self.gate_up else (self.gate_proj(x), self.up_proj(x))
-        return self.down_proj(self.act(gate) * up)
+        if self.gate_up is not None:
+            return self.down_proj(ops.act_mul(self.gate_up.linear(x), self.act))
+        return self.down_proj(ops.ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -52,10 +45,15 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotate: Rotation, context: AttentionContext) -> Tensor:
-        """[T, hidden] → [T, hidden]"""
-        x = x + self.self_attn(self.input_layernorm(x), rotate, context)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(
+        self, residual: Tensor, delta: Tensor | None, rotate: Rotation, context: AttentionContext
+    ) -> tuple[Tensor, Tensor]:
+        """The stream [T, hidden] and what the layer before still has to add to it → the same of
+        this layer. So each sum is made together with the norm that reads it."""
+        residual, x = ops.add_norm(residual, delta, self.input_layernorm)
+        x = self.self_attn(x, rotate, context)
+        residual, x = ops.add_norm(residual, x, self.post_attention_layernorm)
+        return residual, self.mlp(x)
 
 
 class Trunk(nn.Module):
@@ -97,12 +95,12 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
         """token_ids, positions [T] → hidden states [T, hidden], normed."""
-        x = self.model.embed_tokens(token_ids).to(self.model.norm.weight.dtype)
-        rotate = self.rope.at(positions, x.dtype)
+        residual = self.model.embed_tokens(token_ids).to(self.model.norm.weight.dtype)
+        rotate = self.rope.at(positions, residual.dtype)
+        delta: Tensor | None = None
         for layer in self.model.layers:
-            x = layer(x, rotate, context)
-        hidden: Tensor = self.model.norm(x)
-        return hidden
+            residual, delta = layer(residual, delta, rotate, context)
+        return ops.add_norm(residual, delta, self.model.norm)[1]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, hidden] → [N, vocab] float32."""

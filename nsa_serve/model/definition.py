@@ -9,12 +9,12 @@ from torch import Tensor
 
 from nsa_kernels.compressed.reference import compressed_attention, visible_slots
 from nsa_kernels.geometry import tokens_of_slots
-from nsa_kernels.paged.queries import Branches
 from nsa_kernels.select.reference import block_mask, block_scores, select_blocks
 from nsa_kernels.spec import SparseSpec
 from nsa_serve.model.attention import Attention, NSABranches
-from nsa_serve.model.heads import Heads
-from nsa_serve.model.rope import Rope
+from nsa_serve.model.gates import BranchGates
+from nsa_serve.model.heads import Heads, Projected
+from nsa_serve.model.rope import Rope, Rotation
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float) -> Tensor:
@@ -35,13 +35,22 @@ class WholeSequence:
     def __init__(self, rope: Rope) -> None:
         self.rope = rope
 
-    def dense(self, layer: Attention, heads: Heads) -> Tensor:
+    def dense(self, layer: Attention, projected: Projected, rotate: Rotation) -> Tensor:
         """Causal attention [T, H, Dv]."""
+        heads = layer.heads(projected, rotate)
         t = len(heads.q)
         return masked_attention(heads.q, heads.k, heads.v, _causal(t, heads.q.device), layer.scale)
 
-    def sparse(self, layer: Attention, nsa: NSABranches, heads: Heads) -> Branches:
-        """The three branches, each [T, H, Dv]."""
+    def sparse(
+        self,
+        layer: Attention,
+        nsa: NSABranches,
+        projected: Projected,
+        rotate: Rotation,
+        gates: BranchGates | None,
+    ) -> Tensor:
+        """The gated sum of the three branches [T, H, Dv]."""
+        heads = layer.heads(projected, rotate)
         spec, t, device = nsa.spec, len(heads.q), heads.q.device
         causal = _causal(t, device)
         compressed, chosen = self._compressed(layer, nsa, heads)
@@ -52,7 +61,7 @@ class WholeSequence:
         window = masked_attention(heads.q, heads.k_window, heads.v_window, recent, layer.scale)
         parts = (compressed, selected, window)
         a, b, c = (part if use else None for part, use in zip(parts, spec.uses, strict=True))
-        return a, b, c
+        return nsa.weigh(gates, (a, b, c))
 
     def _compressed(
         self, layer: Attention, nsa: NSABranches, heads: Heads

@@ -1,13 +1,32 @@
 """The gates that weigh the three branches, from a layer's input or its queries."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
+from nsa_kernels.paged.queries import Branches
 from nsa_serve.config import NSAConfig
 
 
+@dataclass(frozen=True, slots=True)
+class BranchGates:
+    """Weights of (compressed, selected, window) for every query head, or their logits."""
+
+    values: Tensor
+    """[T, H, 3]"""
+    logits: bool
+    """Whether the values are still to go through a sigmoid."""
+
+    @property
+    def weights(self) -> Tensor:
+        """[T, H, 3] float32"""
+        values = self.values.float()
+        return values.sigmoid() if self.logits else values
+
+
 class Gates(nn.Module):
-    """(compressed, selected, window) weights per query head: [T, H, 3] float32."""
+    """Gates per query head, kv head or token."""
 
     def __init__(
         self, nsa: NSAConfig, *, hidden_size: int, num_heads: int, kv_heads: int, head_dim: int
@@ -25,19 +44,33 @@ class Gates(nn.Module):
             inputs = nsa.gate_hidden
         self.out = nn.Linear(inputs, outputs, bias=nsa.gate_bias)
 
-    def forward(self, x: Tensor, q: Tensor) -> Tensor:
-        """x [T, hidden] (the normed input), q [T, H, head_dim] not rotated → [T, H, 3]."""
+    @property
+    def is_projection(self) -> bool:
+        """Whether the logits are one linear map of the layer's input."""
+        return not self.from_query and self.hidden is None
+
+    def forward(self, x: Tensor) -> BranchGates:
+        """x: the normed input [T, hidden], or the raw queries [T, H, head_dim] `from_query`."""
         if self.from_query:
-            x = q.unflatten(1, (self.kv_heads, -1)).mean(2)
+            x = x.unflatten(1, (self.kv_heads, -1)).mean(2)
         if self.hidden is not None:
             x = nn.functional.silu(self.hidden(x))
-        logits = self.out(x).float().view(len(q), -1, 3)
-        gates = logits.softmax(-1) if self.kind == "softmax" else logits.sigmoid()
-        return gates.repeat_interleave(self.num_heads // gates.shape[1], 1)
+        return self.of(self.out(x))
+
+    def of(self, logits: Tensor) -> BranchGates:
+        """Gates of logits [T, …] in as many triples as there are."""
+        logits = logits.view(len(logits), -1, 3)
+        triples = logits.shape[1]
+        values = logits if self.kind == "sigmoid" else logits.float().softmax(-1)
+        if triples == 1:
+            values = values.expand(-1, self.num_heads, -1)
+        elif triples != self.num_heads:
+            values = values.repeat_interleave(self.num_heads // triples, 1)
+        return BranchGates(values, logits=self.kind == "sigmoid")
 
 
-def combine(gates: Tensor, branches: tuple[Tensor | None, Tensor | None, Tensor | None]) -> Tensor:
-    """Σ gate · branch: gates [T or 1, H, 3], branches [T, H, Dv] or None for no weight."""
+def combine(gates: Tensor, branches: Branches) -> Tensor:
+    """Σ gate · branch: gates [T or 1, H or 1, 3], branches [T, H, Dv] or None for no weight."""
     total: Tensor | None = None
     for i, branch in enumerate(branches):
         if branch is not None:

@@ -7,11 +7,11 @@ from torch import Tensor
 from nsa_kernels import dispatch
 from nsa_kernels.cache import CacheLayout, LayerCache
 from nsa_kernels.metadata import AttentionMetadata
-from nsa_kernels.paged.queries import Branches
 from nsa_serve.config import ModelConfig
 from nsa_serve.model.attention import Attention, NSABranches
-from nsa_serve.model.heads import Heads
-from nsa_serve.model.rope import Rope
+from nsa_serve.model.gates import BranchGates
+from nsa_serve.model.heads import Heads, Projected
+from nsa_serve.model.rope import Rope, Rotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,24 @@ class PagedContext:
     meta: AttentionMetadata
     rope: Rope
 
-    def dense(self, layer: Attention, heads: Heads) -> Tensor:
+    def dense(self, layer: Attention, projected: Projected, rotate: Rotation) -> Tensor:
         """Write the step's keys and values, then attend to all: [T, H, Dv]."""
-        cache = self.caches[layer.index]
+        cache, heads = self.caches[layer.index], layer.heads(projected, rotate)
         rows = self.meta.head_rows(layer.num_kv_heads)
         dispatch.write_tokens(cache.k, rows, heads.k)
         dispatch.write_tokens(cache.v, rows, heads.v)
         return dispatch.dense_attention(heads.q, cache, self.meta, layer.scale)
 
-    def sparse(self, layer: Attention, nsa: NSABranches, heads: Heads) -> Branches:
-        """Write keys, values and the slots that complete, then the three branches."""
-        cache = self.caches[layer.index]
+    def sparse(
+        self,
+        layer: Attention,
+        nsa: NSABranches,
+        projected: Projected,
+        rotate: Rotation,
+        gates: BranchGates | None,
+    ) -> Tensor:
+        """Write keys, values and the slots that complete, then the three branches, gated."""
+        cache, heads = self.caches[layer.index], layer.heads(projected, rotate)
         self._write(cache, heads)
         if self.meta.completed is not None:
             dispatch.compress_slots(
@@ -44,7 +51,7 @@ class PagedContext:
                 nsa.phi_v,
             )
         queries = dispatch.Queries(heads.q, nsa.compressed_query(heads), layer.scale, nsa.memory)
-        return dispatch.sparse_attention(queries, cache, self.meta, nsa.spec)
+        return nsa.weigh(gates, dispatch.sparse_attention(queries, cache, self.meta, nsa.spec))
 
     def _write(self, cache: LayerCache, heads: Heads) -> None:
         """Each distinct cache once."""

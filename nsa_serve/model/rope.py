@@ -1,7 +1,7 @@
 """Rotary position embedding: plain, linear, llama3 and YaRN frequencies; halves or pairs."""
 
 import math
-from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,14 +9,13 @@ from torch import Tensor
 from nsa_serve.config import ModelConfig, RopeScaling
 
 
-@dataclass(frozen=True, slots=True)
 class Rotation:
-    """cos and sin of some positions, [T, 1, head_dim], laid out so that one multiply-add
-    with the swapped input rotates it; sin carries the signs."""
+    """The rotation of some positions by `rope`, in the type of the heads. Its tables are made when
+    they are first used: kernels that rotate bring their own."""
 
-    cos: Tensor
-    sin: Tensor
-    interleaved: bool
+    def __init__(self, rope: "Rope", positions: Tensor, dtype: torch.dtype) -> None:
+        self._rope, self._positions, self._dtype = rope, positions, dtype
+        self.interleaved = rope.interleaved
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate x [T, heads, head_dim]."""
@@ -26,6 +25,31 @@ class Rotation:
             first, second = x.chunk(2, -1)
             swapped = torch.cat([second, first], -1)
         return torch.addcmul(x * self.cos, swapped, self.sin)
+
+    @cached_property
+    def cos(self) -> Tensor:
+        """[T, 1, head_dim]"""
+        cos, _ = self._angles
+        return self._spread(cos, cos)
+
+    @cached_property
+    def sin(self) -> Tensor:
+        """[T, 1, head_dim]; carries the signs, so that one multiply-add with the swapped input
+        rotates it."""
+        _, sin = self._angles
+        return self._spread(-sin, sin)
+
+    @cached_property
+    def _angles(self) -> tuple[Tensor, Tensor]:
+        return self._rope.angles(self._positions)
+
+    def _spread(self, first: Tensor, second: Tensor) -> Tensor:
+        """Values of each pair's two places, where these lie in a head."""
+        if self.interleaved:
+            full = torch.stack([first, second], -1).flatten(-2)
+        else:
+            full = torch.cat([first, second], -1)
+        return full[:, None].to(self._dtype)
 
 
 class Rope:
@@ -42,18 +66,14 @@ class Rope:
 
     def at(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
         """Rotation at positions [T] of heads of `dtype`."""
+        return Rotation(self, positions, dtype)
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled cos and sin of each pair at positions [T]: [T, head_dim / 2] float32."""
         if self.inverse.device != positions.device:
             self.inverse = self.inverse.to(positions.device)
         angles = positions[:, None].to(torch.float64) * self.inverse
-        cos, sin = (angles.cos() * self.scale).float(), (angles.sin() * self.scale).float()
-        if self.interleaved:
-            cos, sin = (
-                cos.repeat_interleave(2, -1),
-                torch.stack([-sin, sin], -1).flatten(-2),
-            )
-        else:
-            cos, sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
-        return Rotation(cos[:, None].to(dtype), sin[:, None].to(dtype), self.interleaved)
+        return (angles.cos() * self.scale).float(), (angles.sin() * self.scale).float()
 
 
 def inverse_frequencies(
