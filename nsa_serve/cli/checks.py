@@ -125,14 +125,15 @@ def check_xformers(name: str) -> Finding:
     """xformers, an optional backend of dense attention, and whether its operators load."""
     if importlib.util.find_spec("xformers") is None:
         return Finding(name, "ok", "not installed; optional, for dense attention")
-    from xformers import _cpp_lib
+    from nsa_kernels.dense import xformers_ops
 
-    version = importlib.metadata.version("xformers")
-    error = _cpp_lib._cpp_library_load_exception
-    if error is None:
-        return Finding(name, "ok", version)
-    reason = one_line(error.__cause__ or error)
-    return Finding(name, "warning", f"{version} without operators: {reason}", "torch's are used")
+    has_runtime = xformers_ops.preload_cudart()
+    if reason := xformers_ops.missing_operators():
+        advice = "dense attention runs without it"
+        if not has_runtime:
+            advice = f"install nvidia-cuda-runtime-cu12, which its wheel needs; {advice}"
+        return Finding(name, "warning", reason, advice)
+    return Finding(name, "ok", importlib.metadata.version("xformers"))
 
 
 def check_built_in_model(name: str) -> Finding:

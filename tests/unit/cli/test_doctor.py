@@ -142,12 +142,14 @@ def test_xformers_without_operators_gives_the_reason(
     package.__dict__["_cpp_lib"] = library
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers._cpp_lib", library)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
+    spec = SimpleNamespace(submodule_search_locations=[])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.35")
     finding = checks.check_xformers("xformers")
     assert finding.status == status
     assert detail in finding.detail
     assert "\n" not in finding.detail
+    assert ("nvidia-cuda-runtime-cu12" in finding.advice) is (status == "warning")
 
 
 def test_a_cpu_without_int8_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
