@@ -170,9 +170,7 @@ def test_shapes_that_xformers_decodes_over_pages(
 def test_an_xformers_of_another_build_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = SimpleNamespace(_cpp_library_load_exception=RuntimeError("built\n for another"))
     monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda _: SimpleNamespace(submodule_search_locations=[]),
+        importlib.util, "find_spec", lambda name: None if name == "nvidia" else object()
     )
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.35")
     monkeypatch.setattr(importlib, "import_module", lambda _: broken)

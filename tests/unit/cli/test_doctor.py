@@ -142,8 +142,11 @@ def test_xformers_without_operators_gives_the_reason(
     package.__dict__["_cpp_lib"] = library
     monkeypatch.setitem(sys.modules, "xformers", package)
     monkeypatch.setitem(sys.modules, "xformers._cpp_lib", library)
-    spec = SimpleNamespace(submodule_search_locations=[])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
+    _without(monkeypatch, "nvidia")
+    without_nvidia = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: name == "xformers" or without_nvidia(name)
+    )
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.0.35")
     finding = checks.check_xformers("xformers")
     assert finding.status == status
