@@ -236,6 +236,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.layer_kinds or (default,) * self.num_layers
 
 
+DEFAULT_NUM_SEQS = 64
+"""Sequences that run at once unless a configuration, or a GPU, says more."""
+DEFAULT_NUM_BATCHED_TOKENS = 512
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a model is served. The names are those of the command line's flags."""
 
@@ -246,9 +251,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     device: str = "auto"
     max_model_len: int | None = None
     """Tokens of prompt and output together; None is the model's own limit."""
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    """Tokens, prompt and decode together, that one step computes at most."""
+    max_num_seqs: int | None = None
+    """Sequences that run at once; None is 64, on a GPU up to 256."""
+    max_num_batched_tokens: int | None = None
+    """Tokens, prompt and decode together, that one step computes at most; None is 512, on a GPU
+    8192."""
     block_size: int | None = None
     """Tokens of one cache page; None chooses."""
     num_pages: int | None = None
@@ -261,15 +268,23 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_num_queued_reqs: int = 512
     num_threads: int | None = None
     """Threads of the CPU backend; None is one per core."""
+    enforce_eager: bool = False
+    """Launch every kernel of a decode step by itself instead of replaying a CUDA graph."""
     runner: Literal["model", "stand-in"] = "model"
     """`stand-in` computes a known token without a model: for tests and for measuring the rest."""
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "block_size", "num_pages", "num_threads"):
+        for name in (
+            "max_model_len",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "num_pages",
+            "max_num_queued_reqs",
+            "num_threads",
+        ):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1")
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
         _require(
             0.0 < self.gpu_memory_utilization <= 1.0, "gpu_memory_utilization must be in (0, 1]"
         )
@@ -277,5 +292,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     @property
     def max_num_unfinished(self) -> int:
-        """Sequences, running and queued, that a client may have in the engine at once."""
-        return self.max_num_seqs + self.max_num_queued_reqs
+        """Sequences, running and queued, that a client may have in any engine at once; one that
+        runs more of them than a CPU would takes as many more."""
+        return (self.max_num_seqs or DEFAULT_NUM_SEQS) + self.max_num_queued_reqs

@@ -29,8 +29,8 @@ _ENGINE_HELP = {
     "dtype": "Type of weights and cache; int8 is for CPUs, weights only.",
     "device": "auto, cpu, cuda or cuda:N.",
     "max_model_len": "Tokens of prompt and output together; the model's limit unless given.",
-    "max_num_seqs": "Sequences that run at once.",
-    "max_num_batched_tokens": "Tokens that one step computes at most.",
+    "max_num_seqs": "Sequences that run at once; 64 unless given, on a GPU up to 256.",
+    "max_num_batched_tokens": "Tokens that a step computes at most; 512, on a GPU 8192.",
     "block_size": "Tokens of one cache page.",
     "num_pages": "Pages of the cache; sized from memory unless given.",
     "gpu_memory_utilization": "Share of a GPU's memory for weights and cache.",
@@ -39,6 +39,7 @@ _ENGINE_HELP = {
     "scheduling_policy": "First come first served, or by the requests' priority.",
     "max_num_queued_reqs": "Requests that may wait; beyond, they are refused.",
     "num_threads": "Threads on a CPU; one per core unless given.",
+    "enforce_eager": "On a GPU, do not replay decode steps as CUDA graphs.",
     "runner": "",
 }
 _SAMPLING_HELP = {

@@ -197,6 +197,7 @@ class AsyncEngine:
         except BaseException:
             await connection.close()
             raise
+        self._in_flight.limit = self.info.max_num_seqs + self._config.max_num_queued_reqs
         self._connection = connection
         self._attached_time = time.monotonic()
         self.alive = True

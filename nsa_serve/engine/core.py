@@ -149,13 +149,14 @@ def _scheduler_config(config: EngineConfig, info: RunnerInfo) -> SchedulerConfig
     return SchedulerConfig(
         num_pages=info.num_pages,
         page_size=info.page_size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        num_lookahead_tokens=info.num_lookahead_tokens,
         max_model_len=info.max_model_len,
         policy=config.scheduling_policy,
         enable_prefix_caching=config.enable_prefix_caching,
         # A burst is queued whole before the first of it runs; the client bounds it.
-        max_num_queued=config.max_num_unfinished,
+        max_num_queued=info.max_num_seqs + config.max_num_queued_reqs,
         cache_key=info.cache_key,
     )
 

@@ -64,7 +64,7 @@ class InFlight:
 
     def __init__(self, limit: int) -> None:
         self.num_unfinished = 0
-        self._limit = limit
+        self.limit = limit
         self._by_request: dict[str, Delivery] = {}
         self._by_sequence: dict[int, Delivery] = {}
 
@@ -72,10 +72,10 @@ class InFlight:
         """Take a place for each of n continuations; raises QueueFullError if there are not n."""
         if request_id in self._by_request:
             raise RequestError("a request of this id is in flight", param="request_id")
-        if n > self._limit:
-            raise RequestError(f"n is {n}, but only {self._limit} places exist", param="n")
-        if self.num_unfinished + n > self._limit:
-            raise QueueFullError(f"{self.num_unfinished} of {self._limit} places are taken")
+        if n > self.limit:
+            raise RequestError(f"n is {n}, but only {self.limit} places exist", param="n")
+        if self.num_unfinished + n > self.limit:
+            raise QueueFullError(f"{self.num_unfinished} of {self.limit} places are taken")
         self.num_unfinished += n
         delivery = self._by_request[request_id] = Delivery(request_id, n)
         return delivery

@@ -127,7 +127,7 @@ class LLM:
         running: dict[int, Request] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < self._config.max_num_seqs:
+                while waiting and len(running) < self.info.max_num_seqs:
                     self._submit(waiting.popleft(), running)
                 for output in self._core.step().outputs:
                     self._push(output, running, bar)

@@ -10,7 +10,12 @@ from nsa_kernels.cache import LayerCache
 from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
-from nsa_serve.config import EngineConfig, ModelConfig
+from nsa_serve.config import (
+    DEFAULT_NUM_BATCHED_TOKENS,
+    DEFAULT_NUM_SEQS,
+    EngineConfig,
+    ModelConfig,
+)
 from nsa_serve.engine.allocator import keep_freed_memory
 from nsa_serve.engine.memory import (
     cache_cost,
@@ -54,7 +59,8 @@ def load_model_runner(config: EngineConfig) -> ModelRunner:
         int8.quantize(decoder)
     cost = cache_cost(model, page_size, activations)
     free = free_gpu_bytes(config, device) if device.type == "cuda" else free_cpu_cache_bytes(config)
-    num_pages = num_pages_that_fit(config, cost, max_model_len, free)
+    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS
+    num_pages = num_pages_that_fit(config, cost, max_model_len, free, max_num_seqs)
     layouts = cache_layouts(model, page_size)
     caches = [LayerCache.allocate(layout, num_pages, activations, device) for layout in layouts]
     info = RunnerInfo(
@@ -69,11 +75,13 @@ def load_model_runner(config: EngineConfig) -> ModelRunner:
         attention="dense" if model.nsa is None else "nsa",
         cache_key=cache_key(folder, model, dtype),
         report=cache_table(cost, num_pages, max_model_len),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_NUM_BATCHED_TOKENS,
     )
     runner = ModelRunner(decoder, caches, info)
     if device.type == "cpu":
         keep_freed_memory()
-    warm_up(runner, config)
+    warm_up(runner)
     return runner
 
 
@@ -123,10 +131,10 @@ def cache_key(folder: ModelFolder, model: ModelConfig, dtype: str) -> bytes:
     return hashlib.sha256(text).digest()[:16]
 
 
-def warm_up(runner: ModelRunner, config: EngineConfig) -> None:
+def warm_up(runner: ModelRunner) -> None:
     """Run the largest prefill chunk and a decode step once, over pages nobody holds yet."""
     info = runner.info
-    length = max(1, min(config.max_num_batched_tokens, info.max_model_len - 1))
+    length = max(1, min(info.max_num_batched_tokens, info.max_model_len - 1))
     sequence = Sequence(
         sequence_id=-1,
         token_ids=[0] * (length + 1),

@@ -50,12 +50,12 @@ def cache_cost(config: ModelConfig, page_size: int, dtype: torch.dtype) -> Cache
 
 
 def num_pages_that_fit(
-    config: EngineConfig, cost: CacheCost, max_model_len: int, free_bytes: int
+    config: EngineConfig, cost: CacheCost, max_model_len: int, free_bytes: int, max_num_seqs: int
 ) -> int:
     """Pages for the cache: what was asked for, or what fits, at most what can be used at once."""
     if config.num_pages is not None:
         return config.num_pages
-    useful = config.max_num_seqs * num_pages_for(max_model_len, cost.page_size)
+    useful = max_num_seqs * num_pages_for(max_model_len, cost.page_size)
     fits = int(free_bytes // cost.page_bytes)
     if fits < 2:
         raise ConfigError(

@@ -85,6 +85,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="rea
     attention: str
     report: str
     """The table of what fits, for the log."""
+    max_num_seqs: int
+    """Sequences that run at once."""
 
 
 class StepOutputs(msgspec.Struct, frozen=True, array_like=True, tag="step"):

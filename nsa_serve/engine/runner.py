@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from nsa_scheduler.output import ScheduledBatch
+from nsa_serve.config import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS
 from nsa_serve.outputs import TokenLogprobs
 from nsa_serve.params import SamplingParams
 
@@ -37,6 +38,12 @@ class RunnerInfo:
     """Differs between models (and dialects) whose pages must not be shared."""
     report: str
     """The table of what fits."""
+    max_num_seqs: int = DEFAULT_NUM_SEQS
+    """Sequences that may run at once."""
+    max_num_batched_tokens: int = DEFAULT_NUM_BATCHED_TOKENS
+    """Tokens that a step may have."""
+    num_lookahead_tokens: int = 0
+    """Tokens beyond a sequence's own that its pages should hold, for a step that runs ahead."""
 
 
 class Runner(Protocol):

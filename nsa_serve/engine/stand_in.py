@@ -15,7 +15,7 @@ import numpy as np
 
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
-from nsa_serve.config import EngineConfig
+from nsa_serve.config import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS, EngineConfig
 from nsa_serve.engine.runner import RunnerInfo, StepResult
 from nsa_serve.outputs import Logprob, TokenLogprobs
 from nsa_serve.params import SamplingParams
@@ -207,4 +207,6 @@ def _info(config: EngineConfig, options: StandInOptions) -> RunnerInfo:
         attention="none",
         cache_key=b"stand-in",
         report="",
+        max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS,
+        max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_NUM_BATCHED_TOKENS,
     )

@@ -26,6 +26,9 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     cache_key: bytes = b""
     """Goes into every page hash: models whose pages differ never share any."""
+    num_lookahead_tokens: int = 0
+    """Tokens beyond its own that a running sequence's pages should hold, where pages are free: 1
+    lets the engine compute a token before the scheduler has seen the one before it."""
     watermark: float = 0.01
     """Part of the pages that an admission leaves free for sequences that already run."""
 
@@ -39,6 +42,8 @@ class SchedulerConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        if self.num_lookahead_tokens not in (0, 1):
+            raise ValueError("num_lookahead_tokens must be 0 or 1")
         if self.max_model_len < 2:
             raise ValueError("max_model_len must be at least 2: one token in, one out")
         if not 0.0 <= self.watermark < 1.0:

@@ -184,7 +184,16 @@ class Scheduler:
                 preempted.append(victim)
             if seq.state is SequenceState.RUNNING:
                 seq.pages.append(self._pool.allocate())
+        if self.config.num_lookahead_tokens:
+            self._look_ahead()
         return preempted
+
+    def _look_ahead(self) -> None:
+        """Give a page early, while any is left, to each sequence that needs one a token later."""
+        size = self.config.page_size
+        for seq in self._running.values():
+            if len(seq.token_ids) == len(seq.pages) * size and self._pool.num_available:
+                seq.pages.append(self._pool.allocate())
 
     def _admit(self, preempted: list[Sequence]) -> None:
         """Start sequences from the head of the queue.

@@ -31,6 +31,7 @@ class FakeEngine:
             dtype="float32",
             attention="nsa",
             report="",
+            max_num_seqs=64,
         )
         self.stats = EngineStats()
         self.last_step_time = time.monotonic()

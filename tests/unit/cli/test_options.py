@@ -26,6 +26,7 @@ VALUES = {
     "scheduling_policy": "priority",
     "max_num_queued_reqs": 7,
     "num_threads": 2,
+    "enforce_eager": True,
     "runner": "stand-in",
 }
 COMMANDS = {"serve": ["serve"], "chat": ["chat"], "generate": ["generate", "prompt"]}
@@ -59,7 +60,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[EngineConfig, 
 def _flag(name: str) -> list[str]:
     dashed = name.replace("_", "-")
     value = VALUES[name]
-    return [f"--no-{dashed}"] if value is False else [f"--{dashed}", str(value)]
+    if isinstance(value, bool):
+        return [f"--{dashed}" if value else f"--no-{dashed}"]
+    return [f"--{dashed}", str(value)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -69,12 +69,12 @@ def test_pages_hold_whole_blocks(name: str, default: int, good: int, bad: int | 
 
 def test_the_cache_is_no_larger_than_memory_and_no_larger_than_useful() -> None:
     cost = cache_cost(MODELS["base"], 64, torch.float32)
-    config = EngineConfig(max_num_seqs=3)
-    assert num_pages_that_fit(config, cost, 1000, 10 * GIB) == 3 * 16
-    assert num_pages_that_fit(config, cost, 1000, 7 * cost.page_bytes + 5) == 7
-    assert num_pages_that_fit(EngineConfig(num_pages=9), cost, 1000, 0) == 9
+    config = EngineConfig()
+    assert num_pages_that_fit(config, cost, 1000, 10 * GIB, 3) == 3 * 16
+    assert num_pages_that_fit(config, cost, 1000, 7 * cost.page_bytes + 5, 3) == 7
+    assert num_pages_that_fit(EngineConfig(num_pages=9), cost, 1000, 0, 3) == 9
     with pytest.raises(ConfigError, match="no room for a cache"):
-        num_pages_that_fit(config, cost, 1000, cost.page_bytes)
+        num_pages_that_fit(config, cost, 1000, cost.page_bytes, 3)
 
 
 def test_a_cpu_cache_takes_what_it_was_given_or_a_share_of_what_is_free() -> None:

@@ -160,3 +160,20 @@ def test_admission_is_in_order_of_arrival() -> None:
     sim.drain()
     admitted = [s.admitted_step for s in sequences]
     assert admitted == sorted(admitted)
+
+
+def test_a_page_is_there_a_token_early_while_any_is_free() -> None:
+    sim = Simulation(num_pages=4, page_size=4, watermark=0.0, num_lookahead_tokens=1)
+    early, late = sim.add(range(3)), sim.add(range(100, 104))
+    held = []
+    for _ in range(4):
+        sim.finish(sim.begin())
+        held.append((len(early.pages), len(late.pages)))
+    # Lengths at the time of planning: 3 and 4, 4 and 5, 5 and 6, 6 and 7.
+    assert held == [(1, 1), (2, 2), (2, 2), (2, 2)]
+    assert late.num_preemptions == 0
+    short = Simulation(num_pages=3, page_size=4, watermark=0.0, num_lookahead_tokens=1)
+    first, second = short.add(range(4)), short.add(range(100, 104))
+    short.finish(short.begin())
+    short.finish(short.begin())
+    assert (len(first.pages), second.num_preemptions) == (2, 1)

@@ -14,6 +14,7 @@ from nsa_scheduler import SchedulerConfig
         ("max_num_batched_tokens", 0),
         ("max_num_queued", 0),
         ("max_model_len", 1),
+        ("num_lookahead_tokens", 2),
         ("watermark", 1.0),
         ("watermark", -0.1),
     ],

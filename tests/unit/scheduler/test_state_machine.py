@@ -42,6 +42,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         caching=st.sampled_from([True, True, True, False]),
         watermark=st.sampled_from([0.0, 0.01, 0.3]),
+        lookahead=st.integers(0, 1),
     )
     def start(
         self,
@@ -52,6 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy: str,
         caching: bool,
         watermark: float,
+        lookahead: int,
     ) -> None:
         self.sim = Simulation(
             num_pages=num_pages,
@@ -61,6 +63,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             policy=policy,
             enable_prefix_caching=caching,
             watermark=watermark,
+            num_lookahead_tokens=lookahead,
             max_num_queued=12,
             max_model_len=48,
         )
