@@ -141,8 +141,8 @@ def test_what_flash3_is_not_asked_for_is_neutral() -> None:
         forward, metadata, ("q", "k", "v", "k_new", "softcap", "num_splits"), ("has_softcap",)
     )
     rows = DecodeRows(torch.tensor([3, 9]), torch.zeros(2, 1, dtype=torch.int32), 10)
-    step = library.step(q, cache, cache, rows, planned=True)
-    assert library.decode(q, cache, cache, step, 0.5) is q
+    step = library.decode_step(q, cache, cache, rows, planned=True)
+    assert library.attend(q, cache, cache, step, 0.5) is q
     given = calls["fwd"]
     assert given["k_new"] is None
     assert (given["softcap"], given["num_splits"], given["softmax_scale"]) == (0.0, 0, 0.5)
@@ -152,7 +152,14 @@ def test_what_flash3_is_not_asked_for_is_neutral() -> None:
     assert given["seqused_k"].tolist() == [4, 10]
     assert isinstance(given["scheduler_metadata"], Tensor)
     assert calls["plan"]["has_softcap"] is False
-    assert "scheduler_metadata" not in library.step(q, cache, cache, rows, planned=False)
+    chunks = PrefillChunks([3, 0], [2, 7], torch.zeros(2, 1, dtype=torch.int32))
+    library.attend(q, cache, cache, library.prefill_step(chunks), 0.5)
+    for name, value in (("cu_seqlens_q", [0, 2, 9]), ("seqused_k", [5, 7])):
+        tensor = calls["fwd"][name]
+        assert isinstance(tensor, Tensor)
+        assert tensor.tolist() == value
+    assert (calls["fwd"]["max_seqlen_q"], calls["fwd"]["max_seqlen_k"]) == (7, 7)
+    assert "scheduler_metadata" not in library.decode_step(q, cache, cache, rows, planned=False)
 
 
 @pytest.mark.parametrize(

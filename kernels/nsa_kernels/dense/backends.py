@@ -109,8 +109,11 @@ def _triton(device: torch.device) -> DenseBackend:
         raise BackendError("triton is not installed")
     if device.type != "cuda" and not _interpreted():
         raise BackendError(f"kernels need a GPU, not the device {device}")
-    decode = importlib.import_module("nsa_kernels.decode.dense")
-    prefill = importlib.import_module("nsa_kernels.prefill.dense")
+    try:
+        decode = importlib.import_module("nsa_kernels.decode.dense")
+        prefill = importlib.import_module("nsa_kernels.prefill.dense")
+    except ImportError as error:
+        raise BackendError(f"our kernels cannot be imported: {error}") from None
     return DenseBackend("triton", decode.dense_decode, prefill.dense_prefill)
 
 

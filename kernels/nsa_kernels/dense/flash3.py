@@ -47,13 +47,13 @@ class Flash3:
     """Of `forward`, those without a default."""
     metadata_arguments: tuple[str, ...] = ()
 
-    def step(
+    def decode_step(
         self, q: Tensor, k: Tensor, v: Tensor, rows: DecodeRows, *, planned: bool
     ) -> dict[str, Any]:
-        """What every layer's `decode` of a step is given; `planned` computes the splits once, here,
-        where the library can."""
+        """What `attend` is given for single queries q [B, H, D], the same for every layer; `planned`
+        computes the splits once, here, where the library can. Rows must not be padding."""
         values: dict[str, Any] = {
-            "cu_seqlens_q": _counts(len(q), q.device),
+            "cu_seqlens_q": torch.arange(len(q) + 1, dtype=torch.int32, device=q.device),
             "seqused_k": rows.positions.to(torch.int32) + 1,
             "max_seqlen_q": 1,
             "max_seqlen_k": rows.max_context,
@@ -72,35 +72,23 @@ class Flash3:
             values["scheduler_metadata"] = self.metadata(**filled(self.metadata_arguments, asked))
         return values | {"page_table": rows.block_table}
 
-    def decode(self, q: Tensor, k: Tensor, v: Tensor, step: dict[str, Any], scale: float) -> Tensor:
-        """Single queries q [B, H, D] over pages → [B, H, Dv]. Rows must not be padding."""
-        return self._run(q, k, v, dict(step), scale)
-
-    def prefill(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        chunks: PrefillChunks,
-        scale: float,
-        *,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """`Prefill` over pages, all chunks at once."""
+    def prefill_step(self, chunks: PrefillChunks) -> dict[str, Any]:
+        """What `attend` is given for chunks."""
         ends = [f + n for f, n in zip(chunks.first_positions, chunks.lengths, strict=True)]
         starts = torch.tensor([0, *chunks.lengths]).cumsum(0)
-        values = {
-            "cu_seqlens_q": starts.to(q.device, torch.int32),
-            "seqused_k": torch.tensor(ends, dtype=torch.int32, device=q.device),
+        device = chunks.block_table.device
+        return {
+            "cu_seqlens_q": starts.to(device, torch.int32),
+            "seqused_k": torch.tensor(ends, dtype=torch.int32, device=device),
             "max_seqlen_q": max(chunks.lengths),
             "max_seqlen_k": max(ends),
             "page_table": chunks.block_table,
-            "out": out,
         }
-        return self._run(q, k, v, values, scale)
 
-    def _run(self, q: Tensor, k: Tensor, v: Tensor, values: dict[str, Any], scale: float) -> Tensor:
-        values |= {
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, step: dict[str, Any], scale: float) -> Tensor:
+        """Causal attention of queries [T, H, D] over caches [pages, kv_heads, P, dim]:
+        [T, H, Dv]."""
+        values = step | {
             "q": q,
             "k": k.transpose(1, 2),
             "v": v.transpose(1, 2),
@@ -162,7 +150,3 @@ def _installed() -> Path | None:
             if found := sorted((Path(folder) / child).glob(pattern)):
                 return found[0]
     return None
-
-
-def _counts(n: int, device: torch.device) -> Tensor:
-    return torch.arange(n + 1, dtype=torch.int32, device=device)
