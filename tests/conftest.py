@@ -5,7 +5,7 @@ import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch  # noqa: E402 (threads are read when it is imported)
+import torch
 
 # Triton reads it when it is imported: without a GPU, kernels run in its interpreter.
 if not torch.cuda.is_available():

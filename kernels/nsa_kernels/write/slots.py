@@ -1,0 +1,223 @@
+"""Compressed slots that are averages of their tokens: keys and values in one launch."""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nsa_kernels.batch import CompletedSlots, DecodeRows
+from nsa_kernels.cache import LayerCache
+from nsa_kernels.write.averages import (
+    Average,
+    Averages,
+    average_columns,
+    rotate_pairs,
+    rotation_at_start,
+)
+
+TILE = 512
+"""Elements that one program sums."""
+
+
+def complete_slots(cache: LayerCache, work: CompletedSlots, phi: Averages) -> None:
+    """Make the listed slots from tokens that are in the pages. The cache must have slots."""
+    _launch(cache, phi, work.slots.shape[0], work.block_table, work.slots, work.rows)
+
+
+def complete_decode_slots(cache: LayerCache, rows: DecodeRows, phi: Averages) -> None:
+    """Make the slots that complete at the rows' own tokens, after these were written."""
+    _launch(cache, phi, rows.num_rows, rows.block_table, rows.positions, None)
+
+
+def _launch(
+    cache: LayerCache,
+    phi: Averages,
+    count: int,
+    block_table: Tensor,
+    indices: Tensor,
+    rows: Tensor | None,
+) -> None:
+    keys = cache.k_compressed
+    assert keys is not None
+    if count == 0:
+        return
+    values = cache.v_compressed
+    num_heads, dim = keys.shape[1], keys.shape[3]
+    value_dim = dim if values is None else values.shape[3]
+    heads = heads_per_program(num_heads, max(dim, value_dim), TILE)
+    nothing = keys  # never read, but a kernel needs a pointer
+    grid = (count, triton.cdiv(num_heads, heads), 1 if values is None else 2)
+    _slots_kernel[grid](
+        cache.phi_k,
+        cache.phi_v,
+        keys,
+        nothing if values is None else values,
+        block_table,
+        block_table.stride(0),
+        indices,
+        nothing if rows is None else rows,
+        *average_pointers(phi.keys, nothing),
+        *average_pointers(phi.values, nothing)[:2],
+        FROM_POSITIONS=rows is None,
+        FIRST_SLOT=phi.spec.first_slot,
+        KV_HEADS=num_heads,
+        HEADS=heads,
+        DIM=dim,
+        VALUE_DIM=value_dim,
+        HALF_TILE=triton.next_power_of_2(dim // 2),
+        VALUE_TILE=triton.next_power_of_2(value_dim),
+        PAGE=cache.page_size,
+        BLOCK=phi.spec.compress_block,
+        STRIDE=phi.spec.compress_stride,
+        INTERLEAVED=phi.keys.interleaved,
+        **average_switches(phi),
+        num_warps=2,
+    )
+
+
+def heads_per_program(num_heads: int, dim: int, tile: int) -> int:
+    """A power of two of heads whose elements fill a tile."""
+    wanted = max(tile // triton.next_power_of_2(dim), 1)
+    return int(min(triton.next_power_of_2(num_heads), wanted))
+
+
+def average_pointers(average: Average, nothing: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(weights, bias, table), `nothing` for what is not there."""
+    return (
+        nothing if average.weights is None else average.weights,
+        nothing if average.bias is None else average.bias,
+        nothing if average.cos_sin is None else average.cos_sin,
+    )
+
+
+def average_switches(phi: Averages) -> dict[str, bool]:
+    """What of φ exists, as the kernels' constants."""
+    return {
+        "K_WEIGHTED": phi.keys.weights is not None,
+        "K_BIASED": phi.keys.bias is not None,
+        "V_WEIGHTED": phi.values.weights is not None,
+        "V_BIASED": phi.values.bias is not None,
+        "ROTATE_SLOT": phi.keys.cos_sin is not None,
+    }
+
+
+@triton.jit
+def _slots_kernel(
+    phi_k: Any,
+    phi_v: Any,
+    k_compressed: Any,
+    v_compressed: Any,
+    block_table: Any,
+    table_stride: Any,
+    indices: Any,
+    rows: Any,
+    k_weights: Any,
+    k_bias: Any,
+    cos_sin: Any,
+    v_weights: Any,
+    v_bias: Any,
+    FROM_POSITIONS: tl.constexpr,
+    FIRST_SLOT: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    HALF_TILE: tl.constexpr,
+    VALUE_TILE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    K_WEIGHTED: tl.constexpr,
+    K_BIASED: tl.constexpr,
+    V_WEIGHTED: tl.constexpr,
+    V_BIASED: tl.constexpr,
+    ROTATE_SLOT: tl.constexpr,
+) -> None:
+    item = tl.program_id(0)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    index = tl.load(indices + item).to(tl.int32)
+    if FROM_POSITIONS:
+        slot = (index + 1) // STRIDE - 1
+        row = item
+        exists = (index >= 0) & ((index + 1) % STRIDE == 0)
+    else:
+        slot = index
+        row = tl.load(rows + item)
+        exists = slot >= 0
+    if exists & (slot >= FIRST_SLOT):
+        table = block_table + row.to(tl.int64) * table_stride
+        if tl.program_id(2) == 0:
+            key_slot(
+                phi_k, k_compressed, table, k_weights, k_bias, cos_sin, 0.0, 0.0, slot, heads,
+                KV_HEADS, DIM, HALF_TILE, PAGE, BLOCK, STRIDE,
+                False, K_WEIGHTED, K_BIASED, ROTATE_SLOT, INTERLEAVED,
+            )  # fmt: skip
+        else:
+            value_slot(
+                phi_v, v_compressed, table, v_weights, v_bias, 0.0, slot, heads,
+                KV_HEADS, VALUE_DIM, VALUE_TILE, PAGE, BLOCK, STRIDE,
+                False, V_WEIGHTED, V_BIASED,
+            )  # fmt: skip
+
+
+@triton.jit
+def key_slot(
+    phi_k: Any, k_compressed: Any, table: Any, weights: Any, bias: Any, cos_sin: Any,
+    newest_a: Any, newest_b: Any, slot: Any, heads: Any,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_TILE: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, HAS_NEWEST: tl.constexpr, WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr, ROTATE: tl.constexpr, INTERLEAVED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compress the keys of a slot and write them. Columns go in pairs, as rotation wants them;
+    `newest_a` and `newest_b` [heads, pairs] are the last token's."""
+    pairs = tl.arange(0, HALF_TILE)
+    half: tl.constexpr = DIM // 2
+    first = pairs * 2 if INTERLEAVED else pairs
+    second = first + 1 if INTERLEAVED else first + half
+    mask = (heads[:, None] < KV_HEADS) & (pairs[None, :] < half)
+    a = average_columns(
+        phi_k, table, weights, bias, newest_a, slot, heads, first, mask,
+        KV_HEADS, DIM, PAGE, BLOCK, STRIDE, HAS_NEWEST, WEIGHTED, BIASED,
+    )  # fmt: skip
+    b = average_columns(
+        phi_k, table, weights, bias, newest_b, slot, heads, second, mask,
+        KV_HEADS, DIM, PAGE, BLOCK, STRIDE, HAS_NEWEST, WEIGHTED, BIASED,
+    )  # fmt: skip
+    if ROTATE:
+        cos, sin = rotation_at_start(cos_sin, slot, pairs, pairs < half, half, BLOCK, STRIDE)
+        a, b = rotate_pairs(a, b, cos, sin)
+    place = k_compressed + slot_offsets(table, slot, heads, KV_HEADS, PAGE // STRIDE, DIM)
+    tl.store(place + first[None, :], a.to(k_compressed.dtype.element_ty), mask=mask)
+    tl.store(place + second[None, :], b.to(k_compressed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def value_slot(
+    phi_v: Any, v_compressed: Any, table: Any, weights: Any, bias: Any, newest: Any,
+    slot: Any, heads: Any,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, PAGE: tl.constexpr,
+    BLOCK: tl.constexpr, STRIDE: tl.constexpr, HAS_NEWEST: tl.constexpr, WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compress the values of a slot and write them; `newest` [heads, columns] is the last
+    token's."""
+    columns = tl.arange(0, TILE)
+    mask = (heads[:, None] < KV_HEADS) & (columns[None, :] < DIM)
+    total = average_columns(
+        phi_v, table, weights, bias, newest, slot, heads, columns, mask,
+        KV_HEADS, DIM, PAGE, BLOCK, STRIDE, HAS_NEWEST, WEIGHTED, BIASED,
+    )  # fmt: skip
+    place = v_compressed + slot_offsets(table, slot, heads, KV_HEADS, PAGE // STRIDE, DIM)
+    tl.store(place + columns[None, :], total.to(v_compressed.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def slot_offsets(
+    table: Any, slot: Any, heads: Any, KV_HEADS: tl.constexpr, PER_PAGE: tl.constexpr,
+    DIM: tl.constexpr,
+) -> Any:  # fmt: skip
+    """[heads, 1] where a slot begins in a compressed cache."""
+    page = tl.load(table + slot // PER_PAGE).to(tl.int64)
+    return (((page * KV_HEADS + heads) * PER_PAGE + slot % PER_PAGE) * DIM)[:, None]
