@@ -1,0 +1,130 @@
+"""The splits of every branch put together, weighed by the gates. One program per query head."""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
+
+from nsa_kernels.decode.parts import LOW, tiles_per_split, visible_slots
+
+
+@triton.jit
+def merged_values(
+    m_ptr: tl.tensor,
+    l_ptr: tl.tensor,
+    acc_ptr: tl.tensor,
+    first: tl.tensor,
+    splits: tl.tensor,
+    g: tl.tensor,
+    G: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    STEP: tl.constexpr,
+) -> tl.tensor:
+    """What one head read in all splits [DVP], in a fixed order; zeros where it read nothing."""
+    dim = tl.arange(0, DVP)
+    m = tl.full([], LOW, tl.float32)
+    l = tl.full([], 0.0, tl.float32)
+    out = tl.zeros([DVP], tl.float32)
+    for start in range(0, splits, STEP):
+        split = start + tl.arange(0, STEP)
+        at = (first + split) * G + g
+        split_m = tl.load(m_ptr + at, mask=split < splits, other=LOW)
+        split_l = tl.load(l_ptr + at, mask=split < splits, other=0.0)
+        some = split_l != 0.0
+        mask = some[:, None] & (dim < DV)[None, :]
+        values = tl.load(acc_ptr + at[:, None] * DV + dim[None, :], mask=mask, other=0.0)
+        top = tl.maximum(m, tl.max(split_m, 0))
+        weight = tl.where(some, tl.exp2(split_m - top), 0.0)
+        shrink = tl.exp2(m - top)
+        out = out * shrink + tl.sum(values * weight[:, None], 0)
+        l = l * shrink + tl.sum(split_l * weight, 0)
+        m = top
+    return tl.where(l != 0.0, out / tl.where(l != 0.0, l, 1.0), 0.0)
+
+
+@triton.jit
+def weight_of(gate_ptr: tl.tensor, SIGMOID: tl.constexpr) -> tl.tensor:
+    """A gate, from its logit if SIGMOID."""
+    gate = tl.load(gate_ptr).to(tl.float32)
+    if SIGMOID:
+        gate = 1.0 / (1.0 + tl.exp(-gate))
+    return gate
+
+
+@triton.jit
+def merge_branches(
+    position_ptr: tl.tensor,
+    gate_ptr: tl.tensor,
+    out_ptr: tl.tensor,
+    splits_ptr: tl.tensor,
+    compressed_m_ptr: tl.tensor,
+    compressed_l_ptr: tl.tensor,
+    compressed_acc_ptr: tl.tensor,
+    selected_m_ptr: tl.tensor,
+    selected_l_ptr: tl.tensor,
+    selected_acc_ptr: tl.tensor,
+    window_m_ptr: tl.tensor,
+    window_l_ptr: tl.tensor,
+    window_acc_ptr: tl.tensor,
+    gate_row: tl.tensor,
+    gate_head: tl.tensor,
+    gate_branch: tl.tensor,
+    out_row: tl.tensor,
+    out_head: tl.tensor,
+    compressed_splits: tl.tensor,
+    selected_splits: tl.tensor,
+    window_splits: tl.tensor,
+    G: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    STRICT: tl.constexpr,
+    TILE_SLOTS: tl.constexpr,
+    RULE: tl.constexpr,
+    MEMORY: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    SELECTED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    GATED: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    STEP: tl.constexpr,
+    OVERLAP_LAUNCHES: tl.constexpr,
+) -> None:
+    """out [B, H, DV] of one row and query head; zeros for a padding row."""
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    g = head % G
+    pair = row.to(tl.int64) * (tl.num_programs(1) // G) + head // G
+    if OVERLAP_LAUNCHES:
+        gdc_wait()
+    position = tl.load(position_ptr + row)
+    dim = tl.arange(0, DVP)
+    out = tl.zeros([DVP], tl.float32)
+    if position >= 0:
+        gates = out_ptr
+        if GATED:
+            gates = gate_ptr + row.to(tl.int64) * gate_row + head * gate_head
+        if COMPRESSED:
+            tiles = tl.cdiv(visible_slots(position, STRIDE, STRICT), TILE_SLOTS)
+            splits = tl.maximum(
+                tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0
+            )
+            branch = merged_values(
+                compressed_m_ptr, compressed_l_ptr, compressed_acc_ptr,
+                pair * compressed_splits, splits, g, G, DV, DVP, STEP,
+            )  # fmt: skip
+            out = branch * weight_of(gates, SIGMOID) if GATED else branch
+        if SELECTED:
+            branch = merged_values(
+                selected_m_ptr, selected_l_ptr, selected_acc_ptr,
+                pair * selected_splits, tl.load(splits_ptr + pair * 2), g, G, DV, DVP, STEP,
+            )  # fmt: skip
+            out += branch * weight_of(gates + gate_branch, SIGMOID)
+        if WINDOWED:
+            branch = merged_values(
+                window_m_ptr, window_l_ptr, window_acc_ptr,
+                pair * window_splits, tl.load(splits_ptr + pair * 2 + 1), g, G, DV, DVP, STEP,
+            )  # fmt: skip
+            out += branch * weight_of(gates + 2 * gate_branch, SIGMOID)
+    at = row.to(tl.int64) * out_row + head * out_head + dim
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=dim < DV)

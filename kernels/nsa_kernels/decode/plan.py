@@ -1,0 +1,168 @@
+"""How decode work is cut into programs: constants to measure, and shapes that follow from them.
+
+Nothing here may depend on the batch. What depends on `max_context` bounds grids and workspaces
+only: how a row is cut follows, on the device, from its own position.
+"""
+
+from dataclasses import dataclass
+
+from nsa_kernels.spec import SparseSpec
+
+LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitRule:
+    """Keys of one split of a row, by the keys that the row reads."""
+
+    small: int
+    medium: int
+    large: int
+    medium_from: int
+    """A row with more keys than this is cut into medium splits."""
+    large_from: int
+
+    def in_tiles(self, tile: int) -> tuple[int, int, int, int, int]:
+        """(small, medium, large, medium_from, large_from) in tiles of `tile` keys."""
+        small, medium, large = (max(x // tile, 1) for x in (self.small, self.medium, self.large))
+        return small, medium, large, self.medium_from // tile, self.large_from // tile
+
+    def max_splits(self, max_tiles: int, tile: int) -> int:
+        """Splits of the row, of at most `max_tiles` tiles, that has the most."""
+        small, medium, large, medium_from, large_from = self.in_tiles(tile)
+        most = -(-min(max_tiles, medium_from) // small)
+        if max_tiles > medium_from:
+            most = max(most, -(-min(max_tiles, large_from) // medium))
+        if max_tiles > large_from:
+            most = max(most, -(-max_tiles // large))
+        return max(most, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """Constants of the kernels; the defaults are what was measured best on one H200."""
+
+    compressed_split: SplitRule = SplitRule(
+        small=64, medium=256, large=512, medium_from=1024, large_from=8192
+    )
+    compressed_tile: int = 64
+    compressed_warps: int = 4
+    compressed_stages: int = 3
+    select_tile: int = 128
+    """Blocks scored by one program, and candidates compared with each other at once."""
+    select_warps: int = 4
+    attend_split: int = 256
+    """Keys of one split of the selected and window lists."""
+    attend_tile: int = 64
+    attend_warps: int = 4
+    attend_stages: int = 3
+    merge_warps: int = 4
+    merge_step: int = 16
+    """Splits that are read at once."""
+    dense_split: SplitRule = SplitRule(
+        small=256, medium=512, large=2048, medium_from=8192, large_from=32768
+    )
+    dense_tile: int = 64
+    dense_warps: int = 4
+    dense_stages: int = 3
+    overlap_launches: bool = False
+    """Programmatic dependent launch: a kernel's programs start before the last one has ended."""
+    tile_bytes: int = 65536
+    """Keys and values of one tile take no more than this, or they do not fit a few stages."""
+
+
+TUNING = Tuning()
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def padded(n: int) -> int:
+    """n as the size of a dimension of a matrix product: a power of two, at least 16."""
+    return max(power_of_two(n), 16)
+
+
+def tile_for(wanted: int, dims: int, item_bytes: int, tuning: Tuning) -> int:
+    """Keys per tile, where one key and its value are `dims` elements, padding included."""
+    tile = wanted
+    while tile > 16 and tile * dims * item_bytes > tuning.tile_bytes:
+        tile //= 2
+    return tile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotPlan:
+    """How compressed slots are cut into tiles of whole selection blocks."""
+
+    slots_per_block: int
+    padded_block: int
+    """A block's places in a tile, a power of two."""
+    tile_blocks: int
+    spills: int
+    """How many blocks before its own a slot can reach into."""
+    rule: tuple[int, int, int, int, int]
+    max_tiles: int
+    max_splits: int
+
+    @classmethod
+    def make(
+        cls, spec: SparseSpec, max_context: int, dims: int, item_bytes: int, tuning: Tuning
+    ) -> "SlotPlan":
+        """For contexts of up to `max_context` tokens."""
+        per_block = spec.slots_per_block
+        padded_block = power_of_two(per_block)
+        overlap = spec.strides_per_slot - 1
+        spills = -(-overlap // per_block)
+        tile = tile_for(tuning.compressed_tile, dims, item_bytes, tuning)
+        tile_blocks = max(tile, 16, padded_block) // padded_block
+        slots = tile_blocks * per_block
+        max_tiles = max(-(-spec.num_slots(max_context) // slots), 1)
+        return cls(
+            slots_per_block=per_block,
+            padded_block=padded_block,
+            tile_blocks=tile_blocks,
+            spills=spills if spec.importance != "logit_mean" else 0,
+            rule=tuning.compressed_split.in_tiles(slots),
+            max_tiles=max_tiles,
+            max_splits=tuning.compressed_split.max_splits(max_tiles, slots),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListPlan:
+    """Sizes of the lists of blocks that rows read."""
+
+    capacity: int
+    """Blocks that a row can select; one that selects all it sees has no list."""
+    tile: int
+    """Candidates compared with each other at once; more than twice the capacity."""
+    max_blocks: int
+    max_chunks: int
+    selected_splits: int
+    window_splits: int
+    """Equal to `selected_splits`, and for the same keys, where the branches share K/V."""
+
+    @classmethod
+    def make(cls, spec: SparseSpec, max_context: int, shared: bool, tuning: Tuning) -> "ListPlan":
+        """`shared`: whether the selected branch and the window read the same caches."""
+        block = spec.select_block
+        max_blocks = max(-(-max_context // block), 1)
+        extra = 0 if spec.forced_counted else spec.init_blocks + spec.local_blocks
+        capacity = spec.num_selected + extra
+        tile = max(tuning.select_tile, power_of_two(2 * capacity))
+        everything = -(-min(spec.dense_len, max_context) // block)
+        selected = min(max(capacity, everything), max_blocks) if spec.uses[1] else 0
+        window = min((spec.window + block - 2) // block + 1, max_blocks) if spec.uses[2] else 0
+        if shared:
+            selected = window = min(selected + window, max_blocks)
+        splits = [-(-blocks * block // tuning.attend_split) for blocks in (selected, window)]
+        return cls(
+            capacity=capacity,
+            tile=tile,
+            max_blocks=max_blocks,
+            max_chunks=-(-max_blocks // tile),
+            selected_splits=splits[0],
+            window_splits=splits[1],
+        )

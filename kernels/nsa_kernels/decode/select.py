@@ -1,0 +1,397 @@
+"""Scores of the blocks and their exact top n.
+
+A program scores one chunk of a row's blocks and keeps the chunk's best. Where a row has several
+chunks, the program that ends last puts their candidates together. Which one that is does not
+matter: candidates are compared as integers (the score's bits, then the lower index), and the list
+that comes out is ascending.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from nsa_kernels.decode.compressed import LOGIT_MEAN, MAX_POOL, PROB_SUM
+from nsa_kernels.decode.parts import (
+    LOW,
+    NO_KEY,
+    merged_softmax,
+    must_choose,
+    tiles_per_split,
+    visible_slots,
+)
+
+LN2 = tl.constexpr(0.6931471805599453)
+BY_COUNTING = tl.constexpr(128)
+"""Up to so many candidates, comparing each with each is faster than sorting them."""
+
+
+@triton.jit
+def key_of(score: tl.tensor, block: tl.tensor) -> tl.tensor:
+    """int64 that orders by score, then by the lower block."""
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered.to(tl.int64) << 32) + (0x7FFFFFFF - block).to(tl.int64)
+
+
+@triton.jit
+def block_of(key: tl.tensor) -> tl.tensor:
+    """The block of a key."""
+    return (0x7FFFFFFF - (key & 0x7FFFFFFF)).to(tl.int32)
+
+
+@triton.jit
+def score_of(key: tl.tensor) -> tl.tensor:
+    """The score of a key."""
+    ordered = (key >> 32).to(tl.int32)
+    return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def is_forced(
+    block: tl.tensor, current: tl.tensor, INIT: tl.constexpr, LOCAL: tl.constexpr
+) -> tl.tensor:
+    """Blocks that are chosen whatever they score."""
+    return (block < INIT) | (block > current - LOCAL)
+
+
+@triton.jit
+def largest(keys: tl.tensor, limit: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
+    """Which of distinct keys [TILE] are among the `limit` largest."""
+    if TILE <= BY_COUNTING:
+        greater = keys[None, :] > keys[:, None]
+        return tl.sum(greater.to(tl.int32), 1) < limit
+    ordered = tl.sort(keys, descending=True)
+    place = tl.arange(0, TILE)
+    least = tl.max(tl.where(place == limit - 1, ordered, NO_KEY), 0)
+    return (keys >= least) & (limit > 0)
+
+
+@triton.jit
+def chosen(
+    keys: tl.tensor,
+    current: tl.tensor,
+    TILE: tl.constexpr,
+    N: tl.constexpr,
+    INIT: tl.constexpr,
+    LOCAL: tl.constexpr,
+    COUNTED: tl.constexpr,
+    HALF: tl.constexpr,
+) -> tl.tensor:
+    """Which of keys [TILE], NO_KEY for none, are chosen: the forced ones, then the best."""
+    some = keys != NO_KEY
+    block = block_of(keys)
+    rivals = keys
+    if not COUNTED:
+        rivals = tl.where(is_forced(block, current, INIT, LOCAL), NO_KEY, keys)
+    if HALF:
+        border = current // N * N
+        old = block < border
+        limit = tl.where(current >= N, N // 2, N)
+        best_old = largest(tl.where(old, rivals, NO_KEY), limit, TILE)
+        best_new = largest(tl.where(old, NO_KEY, rivals), limit, TILE)
+        # below N there is no border, and all are new
+        best = tl.where(old, best_old, best_new)
+    else:
+        best = largest(rivals, N, TILE)
+    if not COUNTED:
+        best = best | is_forced(block, current, INIT, LOCAL)
+        best = best & ((rivals != NO_KEY) | is_forced(block, current, INIT, LOCAL))
+    return best & some
+
+
+@triton.jit
+def mass_scores(
+    mass_ptr: tl.tensor,
+    reference_ptr: tl.tensor,
+    pair: tl.tensor,
+    block: tl.tensor,
+    tiles: tl.tensor,
+    max_tiles: tl.tensor,
+    m: tl.tensor,
+    share: tl.tensor,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    SPILLS: tl.constexpr,
+) -> tl.tensor:
+    """Probability mass of blocks [TILE], summed over the group."""
+    g = tl.arange(0, GP)
+    score = tl.zeros_like(block).to(tl.float32)
+    for back in tl.static_range(0, SPILLS + 1):
+        source = block + back
+        tile = source // TILE_BLOCKS
+        mask = (tile < tiles)[:, None] & (g < G)[None, :]
+        at = ((pair * (1 + SPILLS) + back) * max_tiles * TILE_BLOCKS + source)[:, None] * G
+        part = tl.load(mass_ptr + at + g[None, :], mask=mask, other=0.0)
+        at = (pair * max_tiles + tile)[:, None] * G
+        reference = tl.load(reference_ptr + at + g[None, :], mask=mask, other=0.0)
+        factor = tl.exp2(tl.where(mask, reference - m[None, :], float("-inf")))
+        score += tl.sum(part * (factor * share[None, :]), 1)
+    return score
+
+
+@triton.jit
+def pooled_scores(
+    mass_ptr: tl.tensor,
+    pair: tl.tensor,
+    block: tl.tensor,
+    tiles: tl.tensor,
+    max_tiles: tl.tensor,
+    TILE_BLOCKS: tl.constexpr,
+    SPILLS: tl.constexpr,
+) -> tl.tensor:
+    """Largest mass of a slot that blocks [TILE] pool."""
+    score = tl.zeros_like(block).to(tl.float32)
+    for back in tl.static_range(0, SPILLS + 1):
+        source = block + back
+        at = (pair * (1 + SPILLS) + back) * max_tiles * TILE_BLOCKS + source
+        known = source // TILE_BLOCKS < tiles
+        score = tl.maximum(score, tl.load(mass_ptr + at, mask=known, other=0.0))
+    return score
+
+
+@triton.jit
+def mean_scores(
+    mass_ptr: tl.tensor,
+    pair: tl.tensor,
+    block: tl.tensor,
+    visible: tl.tensor,
+    max_tiles: tl.tensor,
+    G: tl.constexpr,
+    FIRST: tl.constexpr,
+    PER_BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    """Mean scaled logit of blocks [TILE] whose slots are all visible, −inf for others."""
+    end = (block + 1) * PER_BLOCK
+    due = end - tl.maximum(block * PER_BLOCK, FIRST)
+    known = (end <= visible) & (due > 0)
+    at = pair * max_tiles * TILE_BLOCKS + block
+    total = tl.load(mass_ptr + at, mask=known, other=0.0) * LN2
+    mean = total / (tl.maximum(due, 1) * G).to(tl.float32)
+    return tl.where(known, mean, float("-inf"))
+
+
+@triton.jit
+def above_floor(
+    keys: tl.tensor,
+    floor_ptr: tl.tensor,
+    first: tl.tensor,
+    chunks: tl.tensor,
+    FLOOR: tl.constexpr,
+) -> tl.tensor:
+    """Whether the softmax weight among all of the row's blocks exceeds the floor.
+
+    floor [..., chunks, 2]: the largest score of each chunk, and the sum of exp(score − largest).
+    """
+    top = tl.load(floor_ptr + first * 2)
+    for chunk in range(1, chunks):
+        top = tl.maximum(top, tl.load(floor_ptr + (first + chunk) * 2))
+    total = tl.full([], 0.0, tl.float32)
+    for chunk in range(0, chunks):
+        chunk_top = tl.load(floor_ptr + (first + chunk) * 2)
+        chunk_sum = tl.load(floor_ptr + (first + chunk) * 2 + 1)
+        total += chunk_sum * tl.exp(chunk_top - top)
+    return tl.exp(score_of(keys) - top) > FLOOR * total
+
+
+@triton.jit
+def store_ascending(
+    ptr: tl.tensor, values: tl.tensor, keep: tl.tensor, CAPACITY: tl.constexpr
+) -> tl.tensor:
+    """Write what is kept, one after the other, no more than CAPACITY; how many were kept."""
+    kept = keep.to(tl.int32)
+    place = tl.cumsum(kept, 0) - 1
+    tl.store(ptr + place, values, mask=keep & (place < CAPACITY))
+    return tl.minimum(tl.sum(kept, 0), CAPACITY)
+
+
+@triton.jit
+def store_candidates(
+    ptr: tl.tensor, keys: tl.tensor, keep: tl.tensor, TILE: tl.constexpr, CAPACITY: tl.constexpr
+) -> None:
+    """Write the keys that are kept, and NO_KEY up to CAPACITY."""
+    count = store_ascending(ptr, keys, keep, CAPACITY)
+    rest = tl.arange(0, TILE)
+    nothing = tl.full([TILE], NO_KEY, tl.int64)
+    tl.store(ptr + rest, nothing, mask=(rest >= count) & (rest < CAPACITY))
+
+
+@triton.jit
+def finish(
+    list_ptr: tl.tensor,
+    count_ptr: tl.tensor,
+    floor_ptr: tl.tensor,
+    pair: tl.tensor,
+    floors: tl.tensor,
+    chunks: tl.tensor,
+    keys: tl.tensor,
+    keep: tl.tensor,
+    current: tl.tensor,
+    INIT: tl.constexpr,
+    LOCAL: tl.constexpr,
+    FLOOR: tl.constexpr,
+    CAPACITY: tl.constexpr,
+) -> None:
+    """Write the row's list, without those that the floor drops."""
+    block = block_of(keys)
+    if FLOOR > 0.0:
+        heard = above_floor(keys, floor_ptr, floors, chunks, FLOOR)
+        keep = keep & (heard | is_forced(block, current, INIT, LOCAL))
+    count = store_ascending(list_ptr + pair * CAPACITY, block, keep, CAPACITY)
+    tl.store(count_ptr + pair, count)
+
+
+@triton.jit
+def choose_blocks(
+    position_ptr: tl.tensor,
+    m_ptr: tl.tensor,
+    l_ptr: tl.tensor,
+    mass_ptr: tl.tensor,
+    reference_ptr: tl.tensor,
+    candidate_ptr: tl.tensor,
+    floor_ptr: tl.tensor,
+    arrivals_ptr: tl.tensor,
+    list_ptr: tl.tensor,
+    count_ptr: tl.tensor,
+    max_splits: tl.tensor,
+    max_tiles: tl.tensor,
+    max_chunks: tl.tensor,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    STRICT: tl.constexpr,
+    FIRST: tl.constexpr,
+    PER_BLOCK: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    SPILLS: tl.constexpr,
+    RULE: tl.constexpr,
+    MASS: tl.constexpr,
+    MEMORY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DENSE_LEN: tl.constexpr,
+    SURE_BLOCKS: tl.constexpr,
+    N: tl.constexpr,
+    INIT: tl.constexpr,
+    LOCAL: tl.constexpr,
+    COUNTED: tl.constexpr,
+    HALF: tl.constexpr,
+    FLOOR: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    TILE: tl.constexpr,
+    STEP: tl.constexpr,
+    OVERLAP_LAUNCHES: tl.constexpr,
+) -> None:
+    """One chunk of TILE blocks of one row and kv head.
+
+    candidate [B, kv_heads, max_chunks, CAPACITY] int64, floor [B, kv_heads, max_chunks, 2],
+    arrivals [B, kv_heads] zeroed; list [B, kv_heads, CAPACITY] and count [B, kv_heads] come out.
+    """
+    row = tl.program_id(0)
+    head = tl.program_id(1)
+    chunk = tl.program_id(2)
+    pair = (row * tl.num_programs(1) + head).to(tl.int64)
+    if OVERLAP_LAUNCHES:
+        gdc_wait()
+        gdc_launch_dependents()
+    position = tl.load(position_ptr + row)
+    if position < 0:
+        return
+    if must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS) == 0:
+        return
+    current = position // BLOCK
+    chunks = current // TILE + 1
+    if chunk >= chunks:
+        return
+    visible = visible_slots(position, STRIDE, STRICT)
+    tiles = tl.cdiv(visible, TILE_BLOCKS * PER_BLOCK)
+    block = chunk * TILE + tl.arange(0, TILE)
+    if MASS == PROB_SUM:
+        splits = tl.maximum(tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0)
+        m, share = merged_softmax(m_ptr, l_ptr, pair * max_splits, splits, G, GP, STEP)
+        score = mass_scores(
+            mass_ptr,
+            reference_ptr,
+            pair,
+            block,
+            tiles,
+            max_tiles,
+            m,
+            share,
+            G,
+            GP,
+            TILE_BLOCKS,
+            SPILLS,
+        )
+    elif MASS == MAX_POOL:
+        score = pooled_scores(mass_ptr, pair, block, tiles, max_tiles, TILE_BLOCKS, SPILLS)
+    else:
+        score = mean_scores(
+            mass_ptr, pair, block, visible, max_tiles, G, FIRST, PER_BLOCK, TILE_BLOCKS
+        )
+
+    behind = block > current
+    forced = is_forced(block, current, INIT, LOCAL)
+    ranked = tl.where(forced, float("inf"), score)
+    nothing = behind | (~forced & ~(score > float("-inf")))
+    keys = tl.where(nothing, NO_KEY, key_of(ranked, block))
+    keep = chosen(keys, current, TILE, N, INIT, LOCAL, COUNTED, HALF)
+    if FLOOR > 0.0:
+        of_seen = tl.where(behind, float("-inf"), score)
+        top = tl.maximum(tl.max(of_seen, 0), LOW)
+        weight = tl.sum(tl.exp(of_seen - top), 0)
+        tl.store(floor_ptr + (pair * max_chunks + chunk) * 2, top)
+        tl.store(floor_ptr + (pair * max_chunks + chunk) * 2 + 1, weight)
+
+    here = candidate_ptr + pair * max_chunks * CAPACITY
+    floors = pair * max_chunks
+    if chunks == 1:
+        tl.debug_barrier()
+        finish(
+            list_ptr,
+            count_ptr,
+            floor_ptr,
+            pair,
+            floors,
+            chunks,
+            keys,
+            keep,
+            current,
+            INIT,
+            LOCAL,
+            FLOOR,
+            CAPACITY,
+        )
+        return
+    store_candidates(here + chunk * CAPACITY, keys, keep, TILE, CAPACITY)
+    tl.debug_barrier()
+    if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") < chunks - 1:
+        return
+    tl.debug_barrier()
+    lane = tl.arange(0, TILE)
+    total = chunks * CAPACITY
+    first = 0
+    while first + TILE < total:
+        keys = tl.load(here + first + lane)
+        keep = chosen(keys, current, TILE, N, INIT, LOCAL, COUNTED, HALF)
+        tl.debug_barrier()
+        first += TILE - CAPACITY
+        store_candidates(here + first, keys, keep, TILE, CAPACITY)
+        tl.debug_barrier()
+    keys = tl.load(here + first + lane, mask=first + lane < total, other=NO_KEY)
+    keep = chosen(keys, current, TILE, N, INIT, LOCAL, COUNTED, HALF)
+    finish(
+        list_ptr,
+        count_ptr,
+        floor_ptr,
+        pair,
+        floors,
+        chunks,
+        keys,
+        keep,
+        current,
+        INIT,
+        LOCAL,
+        FLOOR,
+        CAPACITY,
+    )
