@@ -4,7 +4,7 @@ Unlike `metadata`, nothing here has a shape that depends on lengths: tables are 
 ever be and a padding row has position −1, so a CUDA graph can replay over the same tensors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -36,6 +36,8 @@ class PrefillChunks:
     """Queries of each chunk."""
     block_table: Tensor
     """[C, W] int32"""
+    plans: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
+    """What the prefill kernels derive from the chunks, made once for all layers."""
 
     @property
     def num_queries(self) -> int:

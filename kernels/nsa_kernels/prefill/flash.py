@@ -1,0 +1,377 @@
+"""Causal attention of tiles of neighbouring queries over what they have in common.
+
+One kernel computes, for 128 rows (query, head of the group) of a kv head and in this order: the
+compressed branch over the gathered slots; the window branch; and, for queries that select every
+block, the selected branch as plain causal attention. The output is their gated sum.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from nsa_kernels.prefill.gather import GatheredSlots
+from nsa_kernels.prefill.plan import PrefillPlan
+from nsa_kernels.prefill.tiles import (
+    gate_of,
+    load_part,
+    next_power_of_2,
+    page_offsets,
+    precision,
+    row_logits,
+    softmax_end,
+    softmax_step,
+    split_dim,
+    triton_dtype,
+)
+from nsa_kernels.prefill.work import LOG2_E, PrefillWork
+
+
+@triton.jit
+def _slots_range(
+    q: tl.tensor,
+    q_rest: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    seen: tl.tensor,
+    last: tl.tensor,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+    FIRST_SLOT: tl.constexpr,
+    VALUES: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PADDED: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Slots [low, high) in tiles of SLOTS, for rows that see the first `seen` [rows] of them.
+    Those at `last` and behind are never read."""
+    lanes = tl.arange(0, SLOTS)
+    for start in tl.range(low, high, SLOTS):
+        slots = start + lanes
+        keep = slots < last
+        s = row_logits(
+            q, q_rest, k + start * D, lanes * D, keep, MASKED, D, D_FIRST, D_REST,
+            PRECISION,
+        )  # fmt: skip
+        if MASKED:
+            visible = (slots[None, :] < seen[:, None]) & (slots >= FIRST_SLOT)[None, :]
+            s = tl.where(visible, s, float("-inf"))
+        values = s
+        if VALUES:
+            values = load_part(v + start * DV, lanes * DV, keep, MASKED, 0, DV_PADDED, DV).to(
+                q.dtype
+            )
+        top, total, acc = softmax_step(s, values, top, total, acc, scale, MASKED, VALUES, PRECISION)
+    return top, total, acc
+
+
+@triton.jit
+def _keys_range(
+    q: tl.tensor,
+    q_rest: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    table: tl.tensor,
+    positions: tl.tensor,
+    last: tl.tensor,
+    kv_head: tl.tensor,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PADDED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Tokens [low, high) of the pages in tiles of KEYS. MASKED: only those that a row's position
+    sees, the last WINDOW of them (0: all), and none at `last` or behind it."""
+    lanes = tl.arange(0, KEYS)
+    for start in tl.range(low, high, KEYS):
+        keys = start + lanes
+        keep = keys < last
+        rows = page_offsets(table, start, last, kv_head, KV_HEADS, PAGE, KEYS)
+        s = row_logits(q, q_rest, k, rows * D, keep, MASKED, D, D_FIRST, D_REST, PRECISION)
+        if MASKED:
+            age = positions[:, None] - keys[None, :]
+            if WINDOW > 0:
+                s = tl.where(age.to(tl.uint32, bitcast=True) < WINDOW, s, float("-inf"))
+            else:
+                s = tl.where(age >= 0, s, float("-inf"))
+        values = load_part(v, rows * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
+        top, total, acc = softmax_step(s, values, top, total, acc, scale, MASKED, True, PRECISION)
+    return top, total, acc
+
+
+@triton.jit(do_not_specialize=["num_slots", "table_width", "dense_end"])
+def flash_kernel(
+    out: tl.tensor,
+    lse: tl.tensor,
+    q: tl.tensor,
+    q_compressed: tl.tensor,
+    gates: tl.tensor,
+    k_slots: tl.tensor,
+    v_slots: tl.tensor,
+    k_memory: tl.tensor,
+    v_memory: tl.tensor,
+    k_window: tl.tensor,
+    v_window: tl.tensor,
+    k_dense: tl.tensor,
+    v_dense: tl.tensor,
+    tiles: tl.tensor,
+    chunks: tl.tensor,
+    block_table: tl.tensor,
+    num_slots: tl.tensor,
+    table_width: tl.tensor,
+    dense_end: tl.tensor,
+    scale: tl.tensor,
+    out_token: tl.tensor,
+    out_head: tl.tensor,
+    q_token: tl.tensor,
+    q_head: tl.tensor,
+    qc_token: tl.tensor,
+    qc_head: tl.tensor,
+    gate_token: tl.tensor,
+    gate_head: tl.tensor,
+    gate_branch: tl.tensor,
+    COMPUTE: tl.constexpr,
+    COMPRESSED: tl.constexpr,
+    VALUES: tl.constexpr,
+    WINDOW: tl.constexpr,
+    DENSE: tl.constexpr,
+    SAME_Q: tl.constexpr,
+    GATED: tl.constexpr,
+    LOGITS: tl.constexpr,
+    MEMORY: tl.constexpr,
+    MEMORY_PADDED: tl.constexpr,
+    STRIDE: tl.constexpr,
+    STRICT: tl.constexpr,
+    FIRST_SLOT: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    QUERIES: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PADDED: tl.constexpr,
+    PAGE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    ROWS: tl.constexpr = QUERIES * GROUP_PADDED
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    kv_head = tl.program_id(1)
+    chunk = tl.load(tiles + 2 * tl.program_id(0))
+    start = tl.load(tiles + 2 * tl.program_id(0) + 1)
+    first = tl.load(chunks + 4 * chunk)
+    end = tl.load(chunks + 4 * chunk + 1)
+    first_row = tl.load(chunks + 4 * chunk + 2)
+    table = block_table + chunk.to(tl.int64) * table_width
+    last = tl.minimum(start + QUERIES, end)
+
+    rows = tl.arange(0, ROWS)
+    positions = start + rows // GROUP_PADDED
+    in_group = rows % GROUP_PADDED
+    keep = (positions >= first) & (positions < end) & (in_group < GROUP)
+    token = (first_row + positions - first).to(tl.int64)
+    head = kv_head * GROUP + in_group
+    gate_at = token * gate_token + head * gate_head
+
+    mixed = tl.zeros([ROWS, DV_PADDED], tl.float32)
+    if COMPRESSED:
+        at = token * qc_token + head * qc_head
+        qc = load_part(q_compressed, at, keep, True, 0, D_FIRST, D).to(COMPUTE)
+        qc_rest = qc
+        if D_REST > 0:
+            qc_rest = load_part(q_compressed, at, keep, True, D_FIRST, D_REST, D).to(COMPUTE)
+        slot_base = tl.load(chunks + 4 * chunk + 3).to(tl.int64)
+        slot_row = kv_head.to(tl.int64) * num_slots + slot_base
+        seen = (positions + 1 - STRICT) // STRIDE
+        seen_by_all = (start + 1 - STRICT) // STRIDE
+        seen_by_last = (last - STRICT) // STRIDE
+        top = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
+        if MEMORY > 0:
+            lanes = tl.arange(0, MEMORY_PADDED)
+            exists = lanes < MEMORY
+            k_first = k_memory + kv_head * MEMORY * D
+            s = row_logits(
+                qc, qc_rest, k_first, lanes * D, exists, True, D, D_FIRST, D_REST, PRECISION
+            )
+            s = tl.where(exists[None, :], s, float("-inf"))
+            values = s
+            if VALUES:
+                v_first = v_memory + kv_head * MEMORY * DV
+                values = load_part(v_first, lanes * DV, exists, True, 0, DV_PADDED, DV).to(COMPUTE)
+            top, total, acc = softmax_step(
+                s, values, top, total, acc, scale, True, VALUES, PRECISION
+            )
+        HEAD: tl.constexpr = (FIRST_SLOT + SLOTS - 1) // SLOTS * SLOTS
+        unmasked = tl.maximum(seen_by_all // SLOTS * SLOTS, HEAD)
+        k_first = k_slots + slot_row * D
+        v_first = v_slots
+        if VALUES:
+            v_first = v_slots + slot_row * DV
+        if FIRST_SLOT > 0:
+            top, total, acc = _slots_range(
+                qc, qc_rest, top, total, acc, 0, tl.minimum(HEAD, seen_by_last), k_first, v_first,
+                seen, seen_by_last, scale, True, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV,
+                DV_PADDED, SLOTS, PRECISION,
+            )  # fmt: skip
+        top, total, acc = _slots_range(
+            qc, qc_rest, top, total, acc, HEAD, unmasked, k_first, v_first, seen, seen_by_last,
+            scale, False, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
+        )  # fmt: skip
+        top, total, acc = _slots_range(
+            qc, qc_rest, top, total, acc, unmasked, seen_by_last, k_first, v_first, seen,
+            seen_by_last, scale, True, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED,
+            SLOTS, PRECISION,
+        )  # fmt: skip
+        # +inf where nothing is seen, so that exp2(s − lse) is 0.
+        log_sum = tl.where(total == 0.0, float("inf"), top + tl.log2(total))
+        tl.store(lse + token * HEADS + head, log_sum, mask=keep)
+        if VALUES:
+            gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
+            mixed += softmax_end(total, acc) * gate[:, None]
+
+    if WINDOW > 0 or DENSE:
+        at = token * q_token + head * q_head
+        if COMPRESSED and SAME_Q:
+            ql = qc
+            ql_rest = qc_rest
+        else:
+            ql = load_part(q, at, keep, True, 0, D_FIRST, D).to(COMPUTE)
+            ql_rest = ql
+            if D_REST > 0:
+                ql_rest = load_part(q, at, keep, True, D_FIRST, D_REST, D).to(COMPUTE)
+
+    if WINDOW > 0:
+        top = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
+        low = tl.maximum(start - WINDOW + 1, 0) // KEYS * KEYS
+        top, total, acc = _keys_range(
+            ql, ql_rest, top, total, acc, low, last, k_window, v_window, table, positions, last,
+            kv_head, scale, True, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+            PRECISION,
+        )  # fmt: skip
+        gate = gate_of(gates, gate_at + 2 * gate_branch, keep, GATED, LOGITS)
+        mixed += softmax_end(total, acc) * gate[:, None]
+
+    if DENSE:
+        top = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
+        high = tl.where(start < dense_end, last, 0)
+        unmasked = tl.minimum((start + 1) // KEYS * KEYS, high)
+        top, total, acc = _keys_range(
+            ql, ql_rest, top, total, acc, 0, unmasked, k_dense, v_dense, table, positions, last,
+            kv_head, scale, False, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+            PRECISION,
+        )  # fmt: skip
+        top, total, acc = _keys_range(
+            ql, ql_rest, top, total, acc, unmasked, high, k_dense, v_dense, table, positions, last,
+            kv_head, scale, True, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+            PRECISION,
+        )  # fmt: skip
+        gate = gate_of(gates, gate_at + gate_branch, keep & (positions < dense_end), GATED, LOGITS)
+        mixed += softmax_end(total, acc) * gate[:, None]
+
+    if VALUES or WINDOW > 0 or DENSE:
+        columns = tl.arange(0, DV_PADDED)
+        place = out + (token * out_token + head * out_head)[:, None] + columns[None, :]
+        tl.store(place, mixed, mask=keep[:, None] & (columns < DV)[None, :])
+
+
+def attend_tiles(work: PrefillWork, plan: PrefillPlan, slots: GatheredSlots, lse: Tensor) -> None:
+    """The gated sum of the compressed, window and dense parts into `work.out`, and the log-sums of
+    the compressed branch (to base 2, memory included, +inf where nothing is seen) into lse
+    [T, H]. Where queries select, their part of `work.out` is still to be added."""
+    spec, tuning, cache = work.spec, work.tuning, work.cache
+    needs_lse = spec.uses[0] or (
+        spec.uses[1] and len(plan.scores) > 0 and spec.importance != "logit_mean"
+    )
+    dense = spec.uses[1] and plan.first_position < work.dense_end
+    if not (needs_lse or spec.uses[2] or dense):
+        return
+    k_memory, v_memory = work.memory or (work.q, work.q)
+    num_memory = k_memory.shape[1] if work.memory else 0
+    first_dim, rest_dim = split_dim(work.head_dim)
+    flash_kernel[(len(plan.flash), work.kv_heads)](
+        work.out,
+        lse,
+        work.q,
+        work.q_compressed,
+        work.gates,
+        slots.k,
+        slots.k if slots.v is None else slots.v,
+        k_memory,
+        v_memory,
+        cache.k_window,
+        cache.v_window,
+        cache.k,
+        cache.v,
+        plan.flash.tiles,
+        plan.chunks,
+        plan.block_table,
+        plan.num_slots,
+        plan.block_table.shape[1],
+        work.dense_end,
+        work.scale * LOG2_E,
+        work.out.stride(0),
+        work.out.stride(1),
+        work.q.stride(0),
+        work.q.stride(1),
+        work.q_compressed.stride(0),
+        work.q_compressed.stride(1),
+        *work.gate_strides,
+        COMPUTE=triton_dtype(work.compute),
+        COMPRESSED=needs_lse,
+        VALUES=spec.uses[0],
+        WINDOW=spec.window if spec.uses[2] else 0,
+        DENSE=dense,
+        SAME_Q=work.q is work.q_compressed,
+        GATED=True,
+        LOGITS=work.gate_logits,
+        MEMORY=num_memory,
+        MEMORY_PADDED=max(16, next_power_of_2(max(num_memory, 1))),
+        STRIDE=spec.compress_stride,
+        STRICT=int(spec.strict),
+        FIRST_SLOT=spec.first_slot,
+        KV_HEADS=work.kv_heads,
+        GROUP=work.group,
+        GROUP_PADDED=work.group_padded,
+        QUERIES=work.flash_queries,
+        D=work.head_dim,
+        D_FIRST=first_dim,
+        D_REST=rest_dim,
+        DV=work.value_dim,
+        DV_PADDED=max(16, next_power_of_2(work.value_dim)),
+        PAGE=work.page_size,
+        SLOTS=tuning.flash_slots,
+        KEYS=tuning.flash_keys,
+        PRECISION=precision(work.compute),
+        num_warps=tuning.flash_warps,
+        num_stages=tuning.flash_stages,
+    )

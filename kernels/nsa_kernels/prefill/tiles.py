@@ -1,0 +1,151 @@
+"""What several of the prefill kernels do: load runs of rows, and one step of online softmax.
+
+A head dim that is no power of two is loaded in two parts (192 = 128 + 64), `first` and `rest`;
+`rest` is 0 where there is one part only.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """Sizes, powers of two of at least 16, of the one or two parts that hold `dim`."""
+    first = max(16, 1 << (dim.bit_length() - 1))
+    return first, 0 if dim <= first else max(16, next_power_of_2(dim - first))
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is at least n, for n ≥ 1."""
+    return 1 << (n - 1).bit_length()
+
+
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """The dtype in which products of `dtype` are computed."""
+    return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(dtype, tl.float32)
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How float32 operands are multiplied; other dtypes do not mind."""
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+@triton.jit
+def load_part(
+    base: tl.tensor,
+    offsets: tl.tensor,
+    keep: tl.tensor,
+    MASKED: tl.constexpr,
+    START: tl.constexpr,
+    SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+) -> tl.tensor:
+    """Columns [START, START + SIZE) of rows at element offsets [N]; 0 behind column DIM and, if
+    MASKED, in rows that are not kept."""
+    columns = START + tl.arange(0, SIZE)
+    pointers = base + offsets[:, None] + columns[None, :]
+    if MASKED and START + SIZE > DIM:
+        loaded = tl.load(pointers, mask=keep[:, None] & (columns < DIM)[None, :], other=0.0)
+    elif MASKED:
+        loaded = tl.load(pointers, mask=keep[:, None], other=0.0)
+    elif START + SIZE > DIM:
+        loaded = tl.load(pointers, mask=(columns < DIM)[None, :], other=0.0)
+    else:
+        loaded = tl.load(pointers)
+    return loaded
+
+
+@triton.jit
+def row_logits(
+    q: tl.tensor,
+    q_rest: tl.tensor,
+    base: tl.tensor,
+    offsets: tl.tensor,
+    keep: tl.tensor,
+    MASKED: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """q · kᵀ, [rows, keys] float32, for keys at element offsets [keys]."""
+    k = load_part(base, offsets, keep, MASKED, 0, D_FIRST, D).to(q.dtype)
+    s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if D_REST > 0:
+        k_rest = load_part(base, offsets, keep, MASKED, D_FIRST, D_REST, D).to(q.dtype)
+        s = tl.dot(q_rest, tl.trans(k_rest), s, input_precision=PRECISION)
+    return s
+
+
+@triton.jit
+def softmax_step(
+    s: tl.tensor,
+    v: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    scale: tl.tensor,
+    MASKED: tl.constexpr,
+    VALUES: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Take logits s [rows, keys] and values [keys, Dv] into (top, total, acc).
+
+    `top` is the maximum of scale · s, to base 2. MASKED: rows may be −inf alone.
+    """
+    new_top = tl.maximum(top, tl.max(s, 1) * scale)
+    shift = new_top
+    if MASKED:
+        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+    p = tl.exp2(s * scale - shift[:, None])
+    alpha = tl.exp2(top - shift)
+    total = total * alpha + tl.sum(p, 1)
+    if VALUES:
+        acc = acc * alpha[:, None]
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return new_top, total, acc
+
+
+@triton.jit
+def softmax_end(total: tl.tensor, acc: tl.tensor) -> tl.tensor:
+    """acc / total; zero where nothing was seen."""
+    return acc * tl.where(total == 0.0, 0.0, 1.0 / total)[:, None]
+
+
+@triton.jit
+def gate_of(
+    gates: tl.tensor, offsets: tl.tensor, keep: tl.tensor, GATED: tl.constexpr, LOGITS: tl.constexpr
+) -> tl.tensor:
+    """Weight of a branch for each row: gates at element offsets [rows], or 1; 0 where not kept."""
+    if GATED:
+        gate = tl.load(gates + offsets, mask=keep, other=0.0).to(tl.float32)
+        if LOGITS:
+            gate = tl.where(keep, 1.0 / (1.0 + tl.exp(-gate)), 0.0)
+    else:
+        gate = tl.where(keep, 1.0, 0.0)
+    return gate
+
+
+@triton.jit
+def page_offsets(
+    table: tl.tensor,
+    start: tl.tensor,
+    limit: tl.tensor,
+    kv_head: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+) -> tl.tensor:
+    """Rows (int64) in a cache [pages, kv_heads, PAGE, …] of tokens [start, start + KEYS) of a
+    sequence; start is a multiple of KEYS, and what lies at `limit` or behind it is anywhere."""
+    lanes = tl.arange(0, KEYS)
+    if PAGE % KEYS == 0:
+        page = tl.load(table + start // PAGE).to(tl.int64)
+        rows = (page * KV_HEADS + kv_head) * PAGE + start % PAGE + lanes
+    else:
+        tokens = start + lanes
+        page = tl.load(table + tokens // PAGE, mask=tokens < limit, other=0).to(tl.int64)
+        rows = (page * KV_HEADS + kv_head) * PAGE + tokens % PAGE
+    return rows
