@@ -9,6 +9,8 @@ from nsa_kernels.batch import CompletedSlots, DecodeRows
 from nsa_kernels.cache import CacheLayout, LayerCache
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TRUNCATES = DEVICE.type == "cpu"
+"""Triton's interpreter cuts float32 to bfloat16 where a GPU rounds to the nearest."""
 
 
 def random(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
