@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from nsa_serve import __version__
+from nsa_serve.cli import bench
 from nsa_serve.cli.chat import chat
 from nsa_serve.cli.doctor import doctor
 from nsa_serve.cli.generate import generate
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 for command in (serve, generate, chat, plan, doctor):
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

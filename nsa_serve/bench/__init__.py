@@ -1,0 +1,1 @@
+"""What `nsa-serve bench` measures: attention kernels beside dense attention, and whole engines."""

@@ -1,0 +1,174 @@
+"""`nsa-serve bench latency` and `throughput`: a whole engine, from token ids to token ids."""
+
+import itertools
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from nsa_serve.bench.results import (
+    EngineReport,
+    LatencyPoint,
+    Spread,
+    Throughput,
+)
+from nsa_serve.config import EngineConfig
+from nsa_serve.engine.core import EngineCore
+from nsa_serve.engine.load import load_runner
+from nsa_serve.engine.messages import AddSequence, SequenceOutput
+from nsa_serve.errors import GenerationError
+from nsa_serve.params import SamplingParams
+
+_SEED = 0
+_WARM_UP_TOKENS = 4
+
+
+@dataclass(slots=True)
+class _Running:
+    """When the tokens of one request came, on the clock of `perf_counter`."""
+
+    times: list[float]
+    num_tokens: int = 0
+    finished: bool = False
+
+
+class EngineBench:
+    """A loaded engine that is given random prompts. Text is left out on both ends."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._max_num_queued = config.max_num_queued_reqs
+        started = time.perf_counter()
+        self._core = EngineCore(config, load_runner(config))
+        self.start_seconds = time.perf_counter() - started
+        self.info = self._core.info
+        self._random = random.Random(_SEED)
+        self._ids = iter(range(sys.maxsize))
+
+    def latency(self, batch: int, input_len: int, output_len: int, repeats: int) -> LatencyPoint:
+        """One batch that starts together, several times after a short warm-up."""
+        point = LatencyPoint(batch=batch, input_len=input_len, output_len=output_len)
+        if reason := self._does_not_fit(batch, input_len + output_len):
+            return msgspec.structs.replace(point, skipped=reason)
+        self._run([input_len] * batch, [min(output_len, _WARM_UP_TOKENS)] * batch, batch)
+        first, steps = [], []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            requests = self._run([input_len] * batch, [output_len] * batch, batch)
+            first += [request.times[0] - started for request in requests]
+            steps += list(common_steps([request.times for request in requests]))
+        return msgspec.structs.replace(point, first_token=spread(first), step=spread(steps))
+
+    def throughput(self, input_lens: list[int], output_lens: list[int]) -> Throughput:
+        """All requests as fast as they are taken, after a short warm-up."""
+        batch = min(len(input_lens), self.info.max_num_seqs)
+        self._run(input_lens[:batch], [_WARM_UP_TOKENS] * batch, batch)
+        started = time.perf_counter()
+        queued = min(self._max_num_queued, self.info.max_num_seqs)
+        requests = self._run(input_lens, output_lens, self.info.max_num_seqs + queued)
+        return Throughput(
+            num_prompts=len(requests),
+            input_tokens=sum(input_lens),
+            output_tokens=sum(request.num_tokens for request in requests),
+            seconds=time.perf_counter() - started,
+        )
+
+    def report(
+        self, latency: Iterable[LatencyPoint] = (), throughput: Throughput | None = None
+    ) -> EngineReport:
+        """What was measured, with the engine's own figures."""
+        import torch
+
+        from nsa_serve.bench.machine import this_machine
+
+        device = torch.device(self.info.device)
+        return EngineReport(
+            machine=this_machine(device),
+            model=self.info.model_name,
+            attention=self.info.attention,
+            dtype=self.info.dtype,
+            start_seconds=self.start_seconds,
+            peak_memory_bytes=peak_memory(device.type == "cuda"),
+            cache_tokens=self.info.num_pages * self.info.page_size,
+            latency=list(latency),
+            throughput=throughput,
+        )
+
+    def _does_not_fit(self, batch: int, length: int) -> str:
+        """Why a batch of such requests cannot run at once; empty if it can."""
+        if batch > self.info.max_num_seqs:
+            return f"max_num_seqs is {self.info.max_num_seqs}"
+        if length > self.info.max_model_len:
+            return f"max_model_len is {self.info.max_model_len}"
+        if batch * -(-length // self.info.page_size) > self.info.num_pages:
+            return f"the cache holds {self.info.num_pages * self.info.page_size} tokens"
+        return ""
+
+    def _run(self, input_lens: list[int], output_lens: list[int], at_once: int) -> list[_Running]:
+        """Give the core at most so many requests at once, until all are done."""
+        waiting = list(zip(input_lens, output_lens, strict=True))[::-1]
+        requests: dict[int, _Running] = {}
+        num_running = 0
+        while waiting or num_running:
+            while waiting and num_running < at_once:
+                requests[self._add(*waiting.pop())] = _Running([])
+                num_running += 1
+            outputs = self._core.step().outputs
+            now = time.perf_counter()
+            num_running -= sum(_note(requests[o.sequence_id], o, now) for o in outputs)
+        return list(requests.values())
+
+    def _add(self, input_len: int, output_len: int) -> int:
+        sequence_id = next(self._ids)
+        prompt = self._random.choices(range(self.info.vocab_size), k=input_len)
+        params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+        self._core.add(AddSequence(sequence_id, prompt, params, arrived=time.time()))
+        return sequence_id
+
+
+def _note(request: _Running, output: SequenceOutput, now: float) -> bool:
+    """Take in what a step gave; whether the request is done with it."""
+    if output.error is not None:
+        raise GenerationError(f"a request of the benchmark failed: {output.error}")
+    request.times += [now] * bool(output.new_token_ids)
+    request.num_tokens += len(output.new_token_ids)
+    return output.finish_reason is not None
+
+
+def common_steps(times: list[list[float]]) -> Iterator[float]:
+    """Seconds between tokens while every request of a batch decodes: from the moment when the last
+    has its first token to that when the first has its last."""
+    begin, end = max(each[0] for each in times), min(each[-1] for each in times)
+    moments = sorted({t for each in times for t in each if begin <= t <= end})
+    for before, after in itertools.pairwise(moments):
+        yield after - before
+
+
+def spread(seconds: list[float]) -> Spread | None:
+    """Mean and percentiles in milliseconds; None of nothing."""
+    if not seconds:
+        return None
+    values = np.array(seconds) * 1e3
+    p50, p90, p99 = (float(p) for p in np.percentile(values, (50, 90, 99)))
+    return Spread(mean=float(values.mean()), p50=p50, p90=p90, p99=p99, count=len(seconds))
+
+
+def random_lengths(count: int, length: int, vary: float) -> list[int]:
+    """Lengths between (1 − vary) · length and length, the same at every call."""
+    generator = random.Random(length)
+    low = max(1, round(length * (1.0 - vary)))
+    return [generator.randint(low, length) for _ in range(count)]
+
+
+def peak_memory(on_gpu: bool) -> int:
+    """Bytes that this process has held at most."""
+    if on_gpu:
+        import torch
+
+        return int(torch.cuda.max_memory_reserved())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
