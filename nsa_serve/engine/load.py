@@ -2,8 +2,8 @@
 
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.runner import Runner
-from nsa_serve.model.loading.folder import resolve_model
 from nsa_serve.model.loading.generation import GenerationDefaults
+from nsa_serve.model.shapes import find_model, is_random
 from nsa_serve.text.tokenizer import Tokenizer
 
 
@@ -22,5 +22,7 @@ def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
     """Load the tokenizer and the model's sampling defaults. Imports no torch."""
     if config.runner == "stand-in":
         return Tokenizer.byte_level(), GenerationDefaults()
-    folder = resolve_model(config.model)
+    folder = find_model(config.model)
+    if is_random(config.model):
+        return Tokenizer.byte_level(), folder.generation
     return Tokenizer.from_folder(folder.path), folder.generation

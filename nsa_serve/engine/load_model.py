@@ -1,12 +1,15 @@
 """From a configuration to a runner that is loaded, has its caches and has run once."""
 
 import hashlib
+import logging
 import os
+from dataclasses import replace
 
 import msgspec
 import torch
 
 from nsa_kernels.cache import LayerCache
+from nsa_kernels.dispatch import why_no_kernels
 from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
@@ -25,14 +28,21 @@ from nsa_serve.engine.memory import (
     page_size_of,
 )
 from nsa_serve.engine.model_runner import ModelRunner
-from nsa_serve.engine.runner import RunnerInfo
+from nsa_serve.engine.runner import Runner, RunnerInfo
 from nsa_serve.errors import ConfigError
 from nsa_serve.model import int8
-from nsa_serve.model.loading.folder import ModelFolder, resolve_model
+from nsa_serve.model.decoder import Decoder
+from nsa_serve.model.loading.folder import ModelFolder
+from nsa_serve.model.loading.random_weights import random_decoder
 from nsa_serve.model.loading.weights import attention_config, load_decoder
 from nsa_serve.model.paged import cache_layouts
+from nsa_serve.model.shapes import find_model, is_random
 from nsa_serve.params import SamplingParams
 
+logger = logging.getLogger(__name__)
+
+GPU_NUM_SEQS, GPU_NUM_BATCHED_TOKENS = 256, 8192
+"""Defaults where kernels serve."""
 _TORCH_TYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -42,45 +52,76 @@ _TORCH_TYPES = {
 """Types of activations and caches."""
 
 
-def load_model_runner(config: EngineConfig) -> ModelRunner:
+def load_model_runner(config: EngineConfig) -> Runner:
     """Raises ConfigError or ModelLoadError, one line, if it cannot be served like this."""
-    folder = resolve_model(config.model)
+    folder = find_model(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
-    if device.type == "cpu":
-        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
     model = attention_config(folder.config, config.attention)
-    max_model_len = _max_model_len(config, model)
-    page_size = page_size_of(model, config.block_size)
-    activations = _TORCH_TYPES[dtype]
-    stored = None if dtype == "int8" else activations
-    decoder = load_decoder(folder, attention=config.attention, device=device, dtype=stored).join()
-    if dtype == "int8":
-        int8.quantize(decoder)
-    cost = cache_cost(model, page_size, activations)
-    free = free_gpu_bytes(config, device) if device.type == "cuda" else free_cpu_cache_bytes(config)
-    max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS
-    num_pages = num_pages_that_fit(config, cost, max_model_len, free, max_num_seqs)
-    layouts = cache_layouts(model, page_size)
-    caches = [LayerCache.allocate(layout, num_pages, activations, device) for layout in layouts]
+    on_gpu = _uses_kernels(device)
     info = RunnerInfo(
         model_name=folder.name,
-        max_model_len=min(max_model_len, num_pages * page_size),
+        max_model_len=_max_model_len(config, model),
         vocab_size=model.vocab_size,
         eos_token_ids=folder.generation.eos_token_ids,
-        num_pages=num_pages,
-        page_size=page_size,
+        num_pages=0,
+        page_size=page_size_of(model, config.block_size),
         device=str(device),
         dtype=dtype,
         attention="dense" if model.nsa is None else "nsa",
         cache_key=cache_key(folder, model, dtype),
-        report=cache_table(cost, num_pages, max_model_len),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or DEFAULT_NUM_BATCHED_TOKENS,
+        report="",
+        max_num_seqs=config.max_num_seqs or (GPU_NUM_SEQS if on_gpu else DEFAULT_NUM_SEQS),
+        max_num_batched_tokens=config.max_num_batched_tokens
+        or (GPU_NUM_BATCHED_TOKENS if on_gpu else DEFAULT_NUM_BATCHED_TOKENS),
     )
-    runner = ModelRunner(decoder, caches, info)
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    decoder = _load_decoder(config, folder, device, dtype).join()
+    if on_gpu:
+        from nsa_serve.engine.load_gpu import load_gpu_runner
+
+        return load_gpu_runner(config, decoder, info)
+    if dtype == "int8":
+        int8.quantize(decoder)
+    return _reference_runner(config, decoder, info)
+
+
+def _uses_kernels(device: torch.device) -> bool:
+    """Whether Triton kernels serve; a GPU without them is told of once."""
+    reason = why_no_kernels(device)
+    if reason is not None and device.type == "cuda":
+        logger.warning("%s: attention runs in plain torch, many times slower", reason)
+    return reason is None
+
+
+def _load_decoder(
+    config: EngineConfig, folder: ModelFolder, device: torch.device, dtype: str
+) -> Decoder:
+    stored = None if dtype == "int8" else _TORCH_TYPES[dtype]
+    if is_random(config.model):
+        model = attention_config(folder.config, config.attention)
+        return random_decoder(model, device, stored or torch.float32)
+    return load_decoder(folder, attention=config.attention, device=device, dtype=stored)
+
+
+def _reference_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) -> ModelRunner:
+    """A runner in plain torch, with the caches that fit, that has run once."""
+    device, activations = torch.device(info.device), _TORCH_TYPES[info.dtype]
+    cost = cache_cost(decoder.config, info.page_size, activations)
+    free = free_gpu_bytes(config, device) if device.type == "cuda" else free_cpu_cache_bytes(config)
+    num_pages = num_pages_that_fit(config, cost, info.max_model_len, free, info.max_num_seqs)
+    layouts = cache_layouts(decoder.config, info.page_size)
+    caches = [LayerCache.allocate(layout, num_pages, activations, device) for layout in layouts]
+    info = replace(
+        info,
+        num_pages=num_pages,
+        max_model_len=min(info.max_model_len, num_pages * info.page_size),
+        report=cache_table(cost, num_pages, info.max_model_len),
+    )
     if device.type == "cpu":
         keep_freed_memory()
+    runner = ModelRunner(decoder, caches, info)
     warm_up(runner)
     return runner
 

@@ -53,7 +53,9 @@ class ModelRunner:
         for item, start in zip(inputs.items, inputs.starts, strict=True):
             if item.sequence.sequence_id in result.failed:
                 continue
-            logprobs = self._prompt_logprobs(item, hidden[start : start + item.num_tokens])
+            own = hidden[start : start + item.num_tokens]
+            state = self._states[item.sequence.sequence_id]
+            logprobs = prompt_logprobs(self._decoder, item, own, state)
             if logprobs:
                 result.prompt_logprobs[item.sequence.sequence_id] = logprobs
         self._sample(inputs, hidden, result)
@@ -104,18 +106,21 @@ class ModelRunner:
                     logits[row : row + 1], [token], state.params.logprobs
                 )[0]
 
-    def _prompt_logprobs(self, item: ScheduledSequence, hidden: Tensor) -> list[TokenLogprobs]:
-        """Of the prompt tokens that follow the item's tokens: hidden [num_tokens, hidden]."""
-        sequence, state = item.sequence, self._states[item.sequence.sequence_id]
-        num_top = state.params.prompt_logprobs
-        if num_top is None:
-            return []
-        start = max(item.start, state.num_prompt_logprobs)
-        following = sequence.token_ids[start + 1 : min(item.end + 1, sequence.num_prompt_tokens)]
-        hidden = hidden[start - item.start :]
-        out: list[TokenLogprobs] = []
-        for first in range(0, len(following), _PROMPT_ROWS):
-            tokens = following[first : first + _PROMPT_ROWS]
-            logits = self._decoder.logits(hidden[first : first + len(tokens)])
-            out += logprobs_of(logits, tokens, num_top)
-        return out
+
+def prompt_logprobs(
+    decoder: Decoder, item: ScheduledSequence, hidden: Tensor, state: SamplingState
+) -> list[TokenLogprobs]:
+    """Of the prompt tokens that follow the item's tokens: hidden [num_tokens, hidden]."""
+    num_top = state.params.prompt_logprobs
+    if num_top is None:
+        return []
+    sequence = item.sequence
+    start = max(item.start, state.num_prompt_logprobs)
+    following = sequence.token_ids[start + 1 : min(item.end + 1, sequence.num_prompt_tokens)]
+    hidden = hidden[start - item.start :]
+    out: list[TokenLogprobs] = []
+    for first in range(0, len(following), _PROMPT_ROWS):
+        tokens = following[first : first + _PROMPT_ROWS]
+        logits = decoder.logits(hidden[first : first + len(tokens)])
+        out += logprobs_of(logits, tokens, num_top)
+    return out

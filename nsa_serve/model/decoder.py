@@ -22,7 +22,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.gate_up: Joined | None = None
-        self.act = config.hidden_act
+        self.act: ops.Activation = config.hidden_act
 
     def join(self) -> None:
         """Make one matrix of the first two projections: for inference only, not to be undone."""
@@ -102,12 +102,13 @@ class Decoder(nn.Module):
             residual, delta = layer(residual, delta, rotate, context)
         return ops.add_norm(residual, delta, self.model.norm)[1]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[N, hidden] → [N, vocab] float32."""
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[N, hidden] → [N, vocab] float32, written to `out` if it is given."""
         if self.lm_head is None:
-            return F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype)).float()
-        logits: Tensor = self.lm_head(hidden)
-        return logits.float()
+            logits = F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype))
+        else:
+            logits = self.lm_head(hidden)
+        return logits.float() if out is None else out.copy_(logits)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, torch.Size]:

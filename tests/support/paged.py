@@ -1,6 +1,7 @@
 """A decoder over paged caches, driven step by step without a scheduler."""
 
 from collections.abc import Sequence as SequenceOf
+from itertools import count
 
 import torch
 from torch import Tensor
@@ -44,13 +45,14 @@ class PagedModel:
                 tensor.fill_(1e4)
         order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(1))
         self.free: list[int] = order.tolist()
+        self._ids = count()
         nsa = decoder.config.nsa
         self.rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
 
     def sequence(self, tokens: SequenceOf[int], prefix_of: Sequence | None = None) -> Sequence:
         """A sequence not yet computed, or one that shares another's full pages."""
         sequence = Sequence(
-            sequence_id=0,
+            sequence_id=next(self._ids),
             token_ids=list(tokens),
             num_prompt_tokens=len(tokens),
             max_output_tokens=1,
@@ -64,25 +66,32 @@ class PagedModel:
     def step(self, work: SequenceOf[tuple[Sequence, int]]) -> list[Tensor]:
         """Compute the next n tokens of each sequence: their logits [n, vocab], in order."""
         items = []
-        for sequence, count in work:
-            end = sequence.num_computed + count
+        for sequence, num_tokens in work:
+            end = sequence.num_computed + num_tokens
             while len(sequence.pages) < num_pages_for(end, self.page_size):
                 sequence.pages.append(self.free.pop())
-            items.append(ScheduledSequence(sequence, sequence.num_computed, count))
+            items.append(ScheduledSequence(sequence, sequence.num_computed, num_tokens))
+        logits, order = self._compute(items)
+        places, start = {}, 0
+        for item in order:
+            item.sequence.num_computed = item.end
+            places[id(item)] = slice(start, start + item.num_tokens)
+            start += item.num_tokens
+        return [logits[places[id(item)]] for item in items]
+
+    def _compute(self, items: list[ScheduledSequence]) -> tuple[Tensor, list[ScheduledSequence]]:
+        """Logits of all tokens, and the order in which the items' are."""
         inputs = build_inputs(ScheduledBatch(items), self.page_size, self.rule, self.device)
         context = PagedContext(self.caches, inputs.meta, self.decoder.rope)
-        logits = self.decoder.logits(self.decoder(inputs.token_ids, inputs.positions, context))
-        for item in items:
-            item.sequence.num_computed = item.end
-        places = {id(item): start for item, start in zip(inputs.items, inputs.starts, strict=True)}
-        return [logits[places[id(i)] : places[id(i)] + i.num_tokens] for i in items]
+        hidden = self.decoder(inputs.token_ids, inputs.positions, context)
+        return self.decoder.logits(hidden), inputs.items
 
     def run(self, tokens: SequenceOf[int], chunks: SequenceOf[int]) -> Tensor:
         """Logits of a sequence computed in the given chunks, the last cut to what is left."""
         sequence = self.sequence(tokens)
         out = []
-        for count in chunks:
-            count = min(count, len(tokens) - sequence.num_computed)
-            if count > 0:
-                out += self.step([(sequence, count)])
+        for chunk in chunks:
+            num_tokens = min(chunk, len(tokens) - sequence.num_computed)
+            if num_tokens > 0:
+                out += self.step([(sequence, num_tokens)])
         return torch.cat(out)

@@ -1,5 +1,6 @@
 """A real, small model behind the core: the same tokens however its steps are cut."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from nsa_serve.engine.messages import AddSequence
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.outputs import TokenLogprobs
 from nsa_serve.params import SamplingParams
+from tests.support.device_engine import device_core
 from tests.support.dialects import DIALECTS
 from tests.support.engine import run_to_end, tokens_of
 from tests.support.model_folder import (
@@ -66,23 +68,32 @@ def expected(model: tuple[Path, Decoder]) -> list[list[int]]:
     return [greedy_by_definition(model[1], prompt, 10) for prompt in PROMPTS]
 
 
-def test_alone(folder: Path, expected: list[list[int]]) -> None:
-    core = model_core(folder, enable_prefix_caching=False)
+Cores = Callable[..., EngineCore]
+
+
+@pytest.fixture(params=["reference", "device"])
+def cores(request: pytest.FixtureRequest) -> Cores:
+    """Makes a core over the model of a folder, or over the runner for GPUs with stand-ins."""
+    return model_core if request.param == "reference" else device_core
+
+
+def test_alone(cores: Cores, folder: Path, expected: list[list[int]]) -> None:
+    core = cores(folder, enable_prefix_caching=False)
     assert [tokens_of_all(core, [prompt], GREEDY)[0] for prompt in PROMPTS] == expected
 
 
-def test_in_one_batch(folder: Path, expected: list[list[int]]) -> None:
-    assert tokens_of_all(model_core(folder), PROMPTS, GREEDY) == expected
+def test_in_one_batch(cores: Cores, folder: Path, expected: list[list[int]]) -> None:
+    assert tokens_of_all(cores(folder), PROMPTS, GREEDY) == expected
 
 
 @pytest.mark.parametrize("budget", [5, 9, 30])
-def test_in_chunks(folder: Path, expected: list[list[int]], budget: int) -> None:
-    core = model_core(folder, max_num_batched_tokens=budget, max_num_seqs=5)
+def test_in_chunks(cores: Cores, folder: Path, expected: list[list[int]], budget: int) -> None:
+    core = cores(folder, max_num_batched_tokens=budget, max_num_seqs=5)
     assert tokens_of_all(core, PROMPTS, GREEDY) == expected
 
 
-def test_joining_a_batch_that_runs(folder: Path, expected: list[list[int]]) -> None:
-    core = model_core(folder)
+def test_joining_a_batch_that_runs(cores: Cores, folder: Path, expected: list[list[int]]) -> None:
+    core = cores(folder)
     outputs: dict[int, list[int]] = {i: [] for i in range(len(PROMPTS))}
     for sequence_id, prompt in enumerate(PROMPTS):
         core.add(AddSequence(sequence_id, prompt, GREEDY))
@@ -93,13 +104,13 @@ def test_joining_a_batch_that_runs(folder: Path, expected: list[list[int]]) -> N
     assert list(outputs.values()) == expected
 
 
-def tight_core(folder: Path) -> EngineCore:
+def tight_core(cores: Cores, folder: Path) -> EngineCore:
     """A pool in which only about a third of the prompts fit at once."""
-    return model_core(folder, num_pages=12, enable_prefix_caching=False)
+    return cores(folder, num_pages=12, enable_prefix_caching=False)
 
 
-def test_preempted(folder: Path, expected: list[list[int]]) -> None:
-    core = tight_core(folder)
+def test_preempted(cores: Cores, folder: Path, expected: list[list[int]]) -> None:
+    core = tight_core(cores, folder)
     for sequence_id, prompt in enumerate(PROMPTS):
         core.add(AddSequence(sequence_id, prompt, GREEDY))
     outputs = run_to_end(core)
@@ -107,15 +118,17 @@ def test_preempted(folder: Path, expected: list[list[int]]) -> None:
     assert core.step().stats.num_preemptions > 0
 
 
-def test_seeded_samples_are_the_same_in_a_batch_alone_and_preempted(folder: Path) -> None:
-    alone = [tokens_of_all(model_core(folder), [prompt], SEEDED)[0] for prompt in PROMPTS]
+def test_seeded_samples_are_the_same_in_a_batch_alone_and_preempted(
+    cores: Cores, folder: Path
+) -> None:
+    alone = [tokens_of_all(cores(folder), [prompt], SEEDED)[0] for prompt in PROMPTS]
     assert len({tuple(tokens) for tokens in alone}) == len(PROMPTS)
-    assert tokens_of_all(model_core(folder), PROMPTS, SEEDED) == alone
-    assert tokens_of_all(tight_core(folder), PROMPTS, SEEDED) == alone
+    assert tokens_of_all(cores(folder), PROMPTS, SEEDED) == alone
+    assert tokens_of_all(tight_core(cores, folder), PROMPTS, SEEDED) == alone
 
 
-def test_after_a_prefix_hit(folder: Path, expected: list[list[int]]) -> None:
-    core = model_core(folder)
+def test_after_a_prefix_hit(cores: Cores, folder: Path, expected: list[list[int]]) -> None:
+    core = cores(folder)
     tokens_of_all(core, [PROMPTS[4][:41], PROMPTS[3]], GREEDY)
     outputs = run_all(core, PROMPTS, GREEDY)
     assert [tokens_of(outputs[i]) for i in range(len(PROMPTS))] == expected
@@ -140,10 +153,10 @@ def assert_logprobs(
 
 @pytest.mark.parametrize("limits", [{}, {"max_num_batched_tokens": 7}, {"num_pages": 12}])
 def test_prompt_logprobs_are_the_definitions_in_any_chunks(
-    model: tuple[Path, Decoder], limits: dict[str, int]
+    cores: Cores, model: tuple[Path, Decoder], limits: dict[str, int]
 ) -> None:
     params = msgspec.structs.replace(GREEDY, prompt_logprobs=3, max_tokens=30)
-    core = model_core(model[0], **limits)
+    core = cores(model[0], **limits)
     prompts = [PROMPTS[3], PROMPTS[6], PROMPTS[4][:20]]
     outputs = run_all(core, prompts, params)
     assert bool(core.step().stats.num_preemptions) == ("num_pages" in limits)
@@ -152,9 +165,11 @@ def test_prompt_logprobs_are_the_definitions_in_any_chunks(
         assert_logprobs(model, found, prompt)
 
 
-def test_logprobs_of_the_output_are_the_definitions(model: tuple[Path, Decoder]) -> None:
+def test_logprobs_of_the_output_are_the_definitions(
+    cores: Cores, model: tuple[Path, Decoder]
+) -> None:
     params = msgspec.structs.replace(GREEDY, logprobs=2)
-    outputs = run_all(model_core(model[0]), PROMPTS, params)
+    outputs = run_all(cores(model[0]), PROMPTS, params)
     for sequence_id, prompt in enumerate(PROMPTS):
         found = [place for o in outputs[sequence_id] for place in o.logprobs or []]
         tokens = [*prompt, *tokens_of(outputs[sequence_id])]

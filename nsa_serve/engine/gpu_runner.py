@@ -1,0 +1,310 @@
+"""Runs a model's steps on a GPU, the next one before the last one's tokens were read.
+
+What runs ahead: as soon as a step is launched whose sequences all decode, the step after it is
+launched too, with the tokens that the first one is sampling as its input; these never leave the
+device. Only then are the first step's tokens read and handed to the scheduler, so that its work
+and everything else on this side happens while the device computes. The scheduler's next batch is
+compared with what already runs: a row is taken if its sequence still runs, at that position, in
+those pages, with the token that was sampled; whatever else the batch holds (a prompt that came
+in, say) is launched beside it. A row that nobody asks for belongs to a sequence that ended in
+between, by a stop token or an abort. It is dropped; what it wrote lies behind the sequence's
+last full page, and whoever has that page next writes after it, for one stream runs all steps in
+order. Rows do not depend on each other, so taking some and not others changes nothing.
+
+Sequences that surely end with the step's token do not run ahead, nor do any as long as one needs
+more than the last token's number before the next can be sampled: penalties, log-probabilities.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.cache import LayerCache
+from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_scheduler.sequence import Sequence
+from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
+from nsa_serve.engine.gpu_steps import mixed_step, rows_step
+from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
+from nsa_serve.engine.inputs import SlotRule
+from nsa_serve.engine.launched import Download, Launched, LaunchedChunks, Row
+from nsa_serve.engine.model_runner import NOT_A_NUMBER, prompt_logprobs
+from nsa_serve.engine.runner import RunnerInfo, StepResult
+from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
+from nsa_serve.model.decoder import Decoder
+from nsa_serve.model.device import DeviceAttention, DeviceContext
+from nsa_serve.params import SamplingParams
+
+
+class GpuRunner:
+    """Implements `Runner` over a decoder and its caches on a GPU."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        layers: DeviceAttention,
+        info: RunnerInfo,
+        *,
+        use_graphs: bool,
+        run_ahead: bool = True,
+    ) -> None:
+        self._decoder, self._layers, self._info = decoder, layers, info
+        self._run_ahead = run_ahead
+        self._sampler = reference_sampler
+        self._device = layers.caches[0].k.device
+        nsa = decoder.config.nsa
+        self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
+        self._states: dict[int, SamplingState] = {}
+        self._upload = Uploader(self._device)
+        width = -(-info.max_model_len // info.page_size)
+        self._tables = BlockTables(info.max_num_seqs, width, self._device)
+        rows = self._tables.padding_row + 1
+        self._last_ids = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        """The token sampled last for each row of the tables."""
+        self._logits = torch.zeros(
+            (info.max_num_seqs, info.vocab_size), dtype=torch.float32, device=self._device
+        )
+        self._steps = DecodeSteps(
+            self._forward_rows,
+            self._tables,
+            self._upload,
+            max_batch=info.max_num_seqs,
+            max_context=info.max_model_len,
+            use_graphs=use_graphs,
+        )
+        self._ahead: Launched | None = None
+        self._sampled: dict[int, tuple[int, int]] = {}
+        """By sequence: the position and number of the token sampled last."""
+
+    @property
+    def info(self) -> RunnerInfo:
+        """What was loaded."""
+        return self._info
+
+    @torch.inference_mode()
+    def capture_first(self, batches: SequenceOf[int]) -> None:
+        """Capture the graphs that decoding begins with."""
+        self._steps.capture_first(batches)
+
+    @property
+    def caches(self) -> list[LayerCache]:
+        """Of each layer."""
+        return self._layers.caches
+
+    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+        """Make a sequence known."""
+        self._states[sequence_id] = sampling_state(
+            params, prompt_token_ids, self._info.eos_token_ids
+        )
+
+    def remove(self, sequence_id: int) -> None:
+        """Forget a sequence."""
+        self._states.pop(sequence_id, None)
+        self._sampled.pop(sequence_id, None)
+        self._tables.release(sequence_id)
+
+    @torch.inference_mode()
+    def execute(self, batch: ScheduledBatch) -> StepResult:
+        """One step; see the module's text for what else may have been launched when it returns."""
+        for sequence in batch.preempted:
+            self._tables.release(sequence.sequence_id)
+        ahead, self._ahead = self._ahead, None
+        try:
+            return self._execute(batch.items, ahead)
+        except BaseException:
+            self._tables.forget()
+            self._ahead = None
+            raise
+
+    def _execute(self, items: list[ScheduledSequence], ahead: Launched | None) -> StepResult:
+        result = StepResult(token_ids={})
+        wanted, rest = self._split(items, ahead)
+        launched = None
+        if all(self._is_plain_row(item) for item in rest):
+            if rest:
+                launched = self._launch_rows(
+                    [Row.last_of(item) for item in rest], from_device=False
+                )
+        else:
+            launched = self._launch_mixed(rest)
+        if rows := self._rows_ahead(items):
+            self._ahead = self._launch_rows(rows, from_device=True)
+        if ahead is not None and wanted:
+            self._collect(ahead, wanted, result)
+        if launched is not None:
+            if launched.chunks is not None:
+                self._collect_chunks(launched.chunks, result)
+            self._collect(launched, range(len(launched.rows)), result)
+        for sequence_id, logprobs in result.prompt_logprobs.items():
+            self._states[sequence_id].num_prompt_logprobs += len(logprobs)
+        return result
+
+    def _is_plain_row(self, item: ScheduledSequence) -> bool:
+        """Whether an item is a single query of which only the next token is asked."""
+        if item.num_tokens > 1 or not item.samples:
+            return False
+        sequence = item.sequence
+        asks_prompt = self._states[sequence.sequence_id].params.prompt_logprobs is not None
+        return not asks_prompt or item.start >= sequence.num_prompt_tokens
+
+    def _split(
+        self, items: list[ScheduledSequence], ahead: Launched | None
+    ) -> tuple[list[int], list[ScheduledSequence]]:
+        """Rows of the step that ran ahead that are wanted, and the items that it does not have."""
+        if ahead is None:
+            return [], items
+        places = {row.sequence.sequence_id: i for i, row in enumerate(ahead.rows)}
+        wanted: list[int] = []
+        rest: list[ScheduledSequence] = []
+        for item in items:
+            sequence = item.sequence
+            place = places.get(sequence.sequence_id)
+            if (
+                place is not None
+                and ahead.rows[place].is_all_of(item)
+                and self._sampled.get(sequence.sequence_id)
+                == (item.start, sequence.token_ids[item.start])
+            ):
+                wanted.append(place)
+            else:
+                rest.append(item)
+        return wanted, rest
+
+    def _rows_ahead(self, items: list[ScheduledSequence]) -> list[Row]:
+        """Rows of the step after the one that computes `items`, as far as they are known."""
+        if not self._run_ahead:
+            return []
+        rows: list[Row] = []
+        limit, page_size = self._info.max_model_len, self._info.page_size
+        for item in items:
+            sequence = item.sequence
+            if not item.samples:
+                return []
+            state = self._states[sequence.sequence_id]
+            if not state.plain or state.params.logprobs is not None:
+                return []
+            length = item.end + 1
+            ends = length - sequence.num_prompt_tokens >= sequence.max_output_tokens
+            if not ends and length < limit and item.end < len(sequence.pages) * page_size:
+                rows.append(Row(sequence, item.end, sequence.pages))
+        return rows
+
+    def _launch_rows(self, rows: list[Row], *, from_device: bool) -> Launched:
+        """Launch a step of single queries; `from_device`: of the tokens sampled last."""
+        tables = self._tables
+        table_rows = [tables.row(row.sequence) for row in rows]
+        tables.flush(self._upload)
+        inputs = row_inputs(
+            tables,
+            table_rows,
+            [row.position for row in rows],
+            [0 if from_device else row.sequence.token_ids[row.position] for row in rows],
+            page_size=self._info.page_size,
+            rule=self._rule,
+            padded_to=self._steps.padded(len(rows)),
+        )
+        on_device = self._steps.run(
+            inputs,
+            num_tokens=int(inputs.positions.max()) + 1,
+            lists_slots=self._layers.lists_row_slots and bool((inputs.slots >= 0).any()),
+            token_ids=self._last_ids if from_device else None,
+        )
+        logits = self._logits[: len(rows)]
+        return Launched(rows, self._sample(rows, on_device[: len(rows)], logits), logits)
+
+    def _forward_rows(self, buffers: RowBuffers, key: GraphKey) -> None:
+        """The device's part of a step of single queries; the logits go where all graphs' go."""
+        step = rows_step(buffers, key, self._tables)
+        context = DeviceContext(self._layers, step)
+        hidden = self._decoder(buffers.token_ids, buffers.positions, context)
+        self._decoder.logits(hidden, self._logits[: key.batch])
+
+    def _launch_mixed(self, items: list[ScheduledSequence]) -> Launched:
+        """Launch a step with chunks, or with tokens of which more than the next is asked."""
+        step = mixed_step(
+            items,
+            self._tables,
+            self._upload,
+            page_size=self._info.page_size,
+            rule=self._rule,
+            lists_row_slots=self._layers.lists_row_slots,
+        )
+        context = DeviceContext(self._layers, step.attention)
+        hidden = self._decoder(step.token_ids, step.attention.positions, context)
+        rows = [Row.last_of(item) for item in step.items if item.samples]
+        ids = logits = None
+        if rows:
+            logits = self._decoder.logits(hidden.index_select(0, step.last_tokens))
+            ids = self._sample(rows, step.sampled_rows, logits)
+        finite = Download(hidden.isfinite().all(-1))
+        return Launched(rows, ids, logits, LaunchedChunks(step.items, hidden, finite))
+
+    def _sample(self, rows: list[Row], table_rows: Tensor, logits: Tensor) -> Download:
+        """Sample each row's next token: its number stays here for the next step, and is on its
+        way to the host."""
+        states = [self._states[row.sequence.sequence_id] for row in rows]
+        outputs: list[SequenceOf[int]] = [
+            range(row.position + 1 - row.sequence.num_prompt_tokens)
+            if state.plain
+            else row.sequence.output_token_ids
+            for row, state in zip(rows, states, strict=True)
+        ]
+        ids = self._sampler(logits, states, outputs)
+        self._last_ids.index_copy_(0, table_rows, ids.clamp_min(0))
+        return Download(ids)
+
+    def _collect_chunks(self, chunks: LaunchedChunks, result: StepResult) -> None:
+        """What a step with chunks found out about its tokens, the samples apart."""
+        finite = chunks.finite.take()
+        start = 0
+        for item in chunks.items:
+            own = slice(start, start + item.num_tokens)
+            start += item.num_tokens
+            if not finite[own].all():
+                self._fail(item.sequence, item.start, result)
+                continue
+            state = self._states[item.sequence.sequence_id]
+            logprobs = prompt_logprobs(self._decoder, item, chunks.hidden[own], state)
+            if logprobs:
+                result.prompt_logprobs[item.sequence.sequence_id] = logprobs
+
+    def _collect(self, launched: Launched, wanted: Iterable[int], result: StepResult) -> None:
+        """Wait for the sampled tokens and report those of the wanted rows."""
+        if launched.ids is None:
+            return
+        ids = launched.ids.take().tolist()
+        for i in wanted:
+            row, token = launched.rows[i], ids[i]
+            sequence_id = row.sequence.sequence_id
+            if sequence_id in result.failed:
+                continue
+            if token < 0:
+                self._fail(row.sequence, row.position, result)
+                continue
+            result.token_ids[sequence_id] = token
+            self._sampled[sequence_id] = (row.position + 1, token)
+            num_top = self._states[sequence_id].params.logprobs
+            if num_top is not None:
+                assert launched.logits is not None
+                logits = launched.logits[i : i + 1]
+                result.logprobs[sequence_id] = logprobs_of(logits, [token], num_top)[0]
+
+    def _fail(self, sequence: Sequence, position: int, result: StepResult) -> None:
+        """End a sequence whose step was not finite; what it wrote from `position` on is erased."""
+        result.failed[sequence.sequence_id] = NOT_A_NUMBER
+        pages = torch.tensor(
+            sequence.pages[position // self._info.page_size :], device=self._device
+        )
+        for cache in self._layers.caches:
+            cache.erase(pages)
+
+
+def reference_sampler(
+    logits: Tensor, states: list[SamplingState], outputs: list[SequenceOf[int]]
+) -> Tensor:
+    """Tokens [N] int64 of logits [N, vocab], −1 where these are not finite."""
+    finite = logits.amax(-1).isfinite()
+    safe = torch.where(finite[:, None], logits, 0.0)
+    ids = torch.tensor(sample(safe, states, [list(o) for o in outputs]), device=logits.device)
+    return torch.where(finite, ids, -1)

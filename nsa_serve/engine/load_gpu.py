@@ -1,0 +1,116 @@
+"""From a decoder on a GPU to a runner: try the worst step, size the caches, capture graphs."""
+
+from dataclasses import replace
+
+import torch
+
+from nsa_kernels.cache import LayerCache
+from nsa_kernels.dispatch import LayerKernels, layer_kernels
+from nsa_kernels.geometry import num_pages_for
+from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_scheduler.sequence import Sequence
+from nsa_serve.config import EngineConfig
+from nsa_serve.engine.gpu_memory import cache_bytes, peak_bytes
+from nsa_serve.engine.gpu_runner import GpuRunner
+from nsa_serve.engine.memory import cache_cost, cache_table, num_pages_that_fit
+from nsa_serve.engine.runner import RunnerInfo
+from nsa_serve.errors import ConfigError
+from nsa_serve.model.decoder import Decoder
+from nsa_serve.model.device import DeviceAttention
+from nsa_serve.model.paged import cache_layouts
+from nsa_serve.params import SamplingParams
+
+_TRIAL_PAGES = 4
+_FIRST_BATCHES = (1, 2, 4, 8)
+"""Batches whose graphs are captured at start; others when they are first needed."""
+_COSTLY = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
+"""Takes the most memory to sample."""
+
+
+def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) -> GpuRunner:
+    """A runner that has run and has its caches; `info` says all but their size.
+
+    Raises ConfigError if there is no room.
+    """
+    device, dtype = torch.device(info.device), decoder.model.norm.weight.dtype
+    kernels = layer_kernels(device)
+    trial = replace(info, num_pages=_TRIAL_PAGES)
+    runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
+    try:
+        decode_step = peak_bytes(device, lambda: run(runner, trial.max_num_seqs, []))
+        worst_step = peak_bytes(device, lambda: run_worst_step(runner))
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"the GPU has no room for a step of {info.max_num_batched_tokens} tokens of "
+            f"{info.max_num_seqs} sequences beside the weights; a smaller max_num_batched_tokens "
+            "or max_num_seqs helps"
+        ) from None
+    run(runner, 1, [(0, 40)])  # kernels that only the beginning of a prompt launches
+    del runner
+    free = cache_bytes(config, device, largest_step=worst_step, decode_step=decode_step)
+    cost = cache_cost(decoder.config, info.page_size, dtype)
+    num_pages = num_pages_that_fit(config, cost, info.max_model_len, free, info.max_num_seqs)
+    info = replace(
+        info,
+        num_pages=num_pages,
+        max_model_len=min(info.max_model_len, num_pages * info.page_size),
+        max_num_seqs=min(info.max_num_seqs, num_pages),
+        report=cache_table(cost, num_pages, info.max_model_len),
+        num_lookahead_tokens=1,
+    )
+    runner = runner_over(decoder, kernels, info, dtype, use_graphs=not config.enforce_eager)
+    runner.capture_first(_FIRST_BATCHES)
+    return runner
+
+
+def runner_over(
+    decoder: Decoder,
+    kernels: LayerKernels,
+    info: RunnerInfo,
+    dtype: torch.dtype,
+    *,
+    use_graphs: bool,
+) -> GpuRunner:
+    """A runner over fresh caches of `info.num_pages` pages."""
+    device = torch.device(info.device)
+    caches = [
+        LayerCache.allocate(layout, info.num_pages, dtype, device)
+        for layout in cache_layouts(decoder.config, info.page_size)
+    ]
+    layers = DeviceAttention(decoder, caches, kernels, info.max_model_len)
+    run_ahead = info.num_lookahead_tokens > 0
+    return GpuRunner(decoder, layers, info, use_graphs=use_graphs, run_ahead=run_ahead)
+
+
+def run_worst_step(runner: GpuRunner) -> None:
+    """The largest chunk beside as many single queries as fit, all at the end of their context."""
+    info = runner.info
+    num_singles = min(info.max_num_seqs, info.max_num_batched_tokens) - 1
+    length = min(info.max_num_batched_tokens - num_singles, info.max_model_len - 1)
+    run(runner, num_singles, [(info.max_model_len - 1 - length, length)])
+
+
+def run(runner: GpuRunner, num_singles: int, chunks: list[tuple[int, int]]) -> None:
+    """A step of single queries at the end of their context, and chunks of (start, length). They
+    share the few pages there are: what they compute is of no use."""
+    info = runner.info
+    longest = info.max_model_len - 1
+    pages = [i % info.num_pages for i in range(num_pages_for(longest, info.page_size))]
+    tokens = [0] * longest
+    items = []
+    for i, (start, length) in enumerate([(longest - 1, 1)] * num_singles + chunks):
+        end = start + length
+        sequence = Sequence(
+            sequence_id=-1 - i,
+            token_ids=tokens if end == longest else tokens[:end],
+            num_prompt_tokens=end,
+            max_output_tokens=1,
+            pages=pages,
+        )
+        runner.add(sequence.sequence_id, _COSTLY, tokens[:1])
+        items.append(ScheduledSequence(sequence, start, length))
+    try:
+        runner.execute(ScheduledBatch(items))
+    finally:
+        for item in items:
+            runner.remove(item.sequence.sequence_id)

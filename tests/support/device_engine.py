@@ -1,0 +1,50 @@
+"""The runner for GPUs on a CPU: without graphs, over stand-ins or interpreted kernels."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nsa_kernels.dispatch import LayerKernels
+from nsa_serve.engine.core import EngineCore
+from nsa_serve.engine.gpu_runner import GpuRunner
+from nsa_serve.engine.load_gpu import runner_over
+from nsa_serve.engine.load_model import load_model_runner
+from nsa_serve.model.loading.folder import resolve_model
+from nsa_serve.model.loading.weights import load_decoder
+from tests.support.device_kernels import torch_kernels
+from tests.support.model_folder import engine_config
+
+
+def device_runner(
+    folder: Path,
+    *,
+    kernels: Callable[[], LayerKernels] = torch_kernels,
+    device: str = "cpu",
+    use_graphs: bool = False,
+    run_ahead: bool = True,
+    poison: float = 1e4,
+    **fields: Any,
+) -> GpuRunner:
+    """A runner over the model of a folder. Its caches are full of `poison`."""
+    info = load_model_runner(engine_config(folder, **fields)).info
+    decoder = load_decoder(resolve_model(str(folder)), device=device).join()
+    runner = runner_over(
+        decoder,
+        kernels(),
+        replace(info, num_lookahead_tokens=int(run_ahead), device=device),
+        torch.float32,
+        use_graphs=use_graphs,
+    )
+    for cache in runner.caches:
+        for tensor in cache.tensors:
+            tensor.fill_(poison)
+    return runner
+
+
+def device_core(folder: Path, *, run_ahead: bool = True, **fields: Any) -> EngineCore:
+    """A core over such a runner on a CPU."""
+    runner = device_runner(folder, run_ahead=run_ahead, **fields)
+    return EngineCore(engine_config(folder, **fields), runner)
