@@ -1,0 +1,54 @@
+"""Drawing tokens in plain torch, by sorting: what the kernels are tested against."""
+
+import torch
+from torch import Tensor
+
+from nsa_kernels.sample.params import (
+    MASS_BITS,
+    MIN_P,
+    NUMBER,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    Drawn,
+    RowParams,
+)
+
+
+def draw(logits: Tensor, params: RowParams) -> Drawn:
+    """One token per row of logits [N, vocab] of any float type."""
+    logits = logits.float()
+    best, token_ids = logits.max(-1)
+    if params.table is not None:
+        masses = kept_masses(logits, params.table)
+        greedy = params.table[TEMPERATURE] == 0.0
+        token_ids = torch.where(greedy, token_ids, invert(masses, params.table[NUMBER]))
+    return Drawn(token_ids, best.isfinite())
+
+
+def kept_masses(logits: Tensor, table: Tensor) -> Tensor:
+    """Weights [N, vocab] int64, 0 for what min-p, top-k or top-p removes. Tokens are ordered by
+    logit, the lower id first on a tie, so each of the three keeps a prefix."""
+    tiny = torch.finfo(torch.float32).tiny
+    temperature = table[TEMPERATURE].float().clamp_min(tiny)[:, None]
+    weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp()
+    weights = torch.where(weights >= table[MIN_P].float()[:, None], weights, 0.0)
+    masses = (weights * 2.0**MASS_BITS).nan_to_num(0.0).to(torch.int64)
+    order = torch.sort(logits, stable=True, dim=-1, descending=True).indices
+    ordered = masses.gather(-1, order)
+    rank = torch.arange(logits.shape[-1], device=logits.device)
+    top_k = table[TOP_K][:, None]
+    ordered = torch.where((top_k == 0) | (rank < top_k), ordered, 0)
+    before = ordered.cumsum(-1) - ordered
+    limit = (table[TOP_P][:, None] * ordered.sum(-1, keepdim=True)).ceil()
+    ordered = torch.where((table[TOP_P][:, None] == 1.0) | (before < limit), ordered, 0)
+    return torch.zeros_like(masses).scatter(-1, order, ordered)
+
+
+def invert(masses: Tensor, numbers: Tensor) -> Tensor:
+    """The index [N] at which each row's cumulative mass [N, vocab] passes its number's share."""
+    cumulative = masses.cumsum(-1)
+    total = cumulative[:, -1]
+    target = torch.minimum((numbers * total).to(torch.int64), total - 1)[:, None]
+    found = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return found.clamp_max(masses.shape[-1] - 1)
