@@ -247,6 +247,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: str | None = None
     """A model folder; None is the built-in model."""
     attention: Literal["auto", "nsa", "dense"] = "auto"
+    dense_backend: Literal["auto", "triton", "xformers", "sdpa"] = "auto"
+    """What computes dense attention; without kernels on a GPU it is torch's, sdpa."""
     dtype: DType = "auto"
     device: str = "auto"
     max_model_len: int | None = None

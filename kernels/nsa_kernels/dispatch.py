@@ -17,7 +17,7 @@ from nsa_kernels.write.reference import Compress, compress_slots, write_tokens
 if TYPE_CHECKING:
     from nsa_kernels.batch import CompletedSlots, DecodeRows, PrefillChunks
     from nsa_kernels.cache import LayerCache
-    from nsa_kernels.dense import DenseBackend
+    from nsa_kernels.dense import BackendName, DenseBackend
     from nsa_kernels.spec import SparseSpec
     from nsa_kernels.write.averages import Averages, RowSlots
     from nsa_kernels.write.rotate import HeadNorm, OwnBranches
@@ -147,8 +147,11 @@ class LayerKernels:
     dense: DenseBackend
 
 
-def layer_kernels(device: torch.device) -> LayerKernels:
-    """The Triton kernels; they are imported here, for triton need not be installed."""
+def layer_kernels(device: torch.device, dense: BackendName = "auto") -> LayerKernels:
+    """The Triton kernels; they are imported here, for triton need not be installed.
+
+    Raises nsa_kernels.dense.BackendError if dense attention by `dense` cannot run on the device.
+    """
     from nsa_kernels.dense import dense_backend
 
     def function(module: str, name: str) -> Any:
@@ -160,5 +163,5 @@ def layer_kernels(device: torch.device) -> LayerKernels:
         compress_learned=function("write.windows", "compress_learned"),
         sparse_decode=function("decode.layer", "sparse_decode"),
         sparse_prefill=function("prefill.layer", "sparse_prefill"),
-        dense=dense_backend("auto", device),
+        dense=dense_backend(dense, device),
     )

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,9 +54,10 @@ def load_nsa(device: torch.device) -> Nsa:
     """
     reason = dense_backends(device)["triton"]
     if not reason:
-        decode = import_module("nsa_kernels.decode.layer")
-        prefill = import_module("nsa_kernels.prefill.layer")
-        return Nsa("triton", decode.sparse_decode, prefill.sparse_prefill)
+        from nsa_kernels.decode.layer import sparse_decode
+        from nsa_kernels.prefill.layer import sparse_prefill
+
+        return Nsa("triton", sparse_decode, sparse_prefill)
     if device.type == "cuda":
         raise ConfigError(f"bench kernels: {reason}")
     return Nsa("reference", definition.sparse_decode, definition.sparse_prefill)

@@ -26,6 +26,7 @@ ModelOption = Annotated[str | None, typer.Option("--model", help=_MODEL_HELP)]
 
 _ENGINE_HELP = {
     "attention": "auto is what the model was made for; dense attends to everything.",
+    "dense_backend": "What computes dense attention on a GPU; sdpa is torch's.",
     "dtype": "Type of weights and cache; int8 is for CPUs, weights only.",
     "device": "auto, cpu, cuda or cuda:N.",
     "max_model_len": "Tokens of prompt and output together; the model's limit unless given.",

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from nsa_kernels.cache import LayerCache
+from nsa_kernels.dense import BackendError
 from nsa_kernels.dispatch import LayerKernels, layer_kernels
 from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
@@ -30,10 +31,13 @@ _COSTLY = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
 def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) -> GpuRunner:
     """A runner that has run and has its caches; `info` says all but their size.
 
-    Raises ConfigError if there is no room.
+    Raises ConfigError if there is no room, or no such backend of dense attention.
     """
     device, dtype = torch.device(info.device), decoder.model.norm.weight.dtype
-    kernels = layer_kernels(device)
+    try:
+        kernels = layer_kernels(device, config.dense_backend)
+    except BackendError as error:
+        raise ConfigError(f"dense_backend {config.dense_backend}: {error}") from None
     trial = replace(info, num_pages=_TRIAL_PAGES)
     runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
     try:

@@ -1,6 +1,5 @@
 """Which backends of dense attention there are, which can be used, and how one is had."""
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.batch import DecodeRows, PrefillChunks
+from nsa_kernels.dispatch import why_no_kernels
 
 BackendName = Literal["auto", "triton", "xformers", "sdpa"]
 
@@ -105,20 +105,19 @@ def dense_prefill(
 
 
 def _triton(device: torch.device) -> DenseBackend:
-    if importlib.util.find_spec("triton") is None:
-        raise BackendError("triton is not installed")
-    if device.type != "cuda" and not _interpreted():
-        raise BackendError(f"kernels need a GPU, not the device {device}")
-    try:
-        decode = importlib.import_module("nsa_kernels.decode.dense")
-        prefill = importlib.import_module("nsa_kernels.prefill.dense")
-    except ImportError as error:
-        raise BackendError(f"our kernels cannot be imported: {error}") from None
-    return DenseBackend("triton", decode.dense_decode, prefill.dense_prefill)
+    reason = why_no_kernels(device)
+    if reason is not None and not (device.type == "cpu" and _interpreted()):
+        raise BackendError(reason)
+    from nsa_kernels.decode.dense import dense_decode
+    from nsa_kernels.prefill.dense import dense_prefill
+
+    return DenseBackend("triton", dense_decode, dense_prefill)
 
 
 def _interpreted() -> bool:
     """Whether Triton runs its kernels on the CPU, for tests."""
+    if importlib.util.find_spec("triton") is None:
+        return False
     from triton import knobs
 
     return bool(knobs.runtime.interpret)

@@ -22,6 +22,7 @@ VALUES = {
     "num_pages": 9,
     "gpu_memory_utilization": 0.5,
     "cpu_cache_gib": 0.25,
+    "dense_backend": "sdpa",
     "enable_prefix_caching": False,
     "scheduling_policy": "priority",
     "max_num_queued_reqs": 7,
