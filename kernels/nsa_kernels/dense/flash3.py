@@ -50,7 +50,7 @@ class Flash3:
     def decode_step(
         self, q: Tensor, k: Tensor, v: Tensor, rows: DecodeRows, *, planned: bool
     ) -> dict[str, Any]:
-        """What `attend` is given for single queries q [B, H, D], the same for every layer; `planned`
+        """What `attend` is given for single queries q [B, H, D], for every layer; `planned`
         computes the splits once, here, where the library can. Rows must not be padding."""
         values: dict[str, Any] = {
             "cu_seqlens_q": torch.arange(len(q) + 1, dtype=torch.int32, device=q.device),
