@@ -26,11 +26,16 @@ def device_runner(
     use_graphs: bool = False,
     run_ahead: bool = True,
     poison: float = 1e4,
+    on_forward: Callable[[int], None] | None = None,
     **fields: Any,
 ) -> GpuRunner:
-    """A runner over the model of a folder. Its caches are full of `poison`."""
+    """A runner over the model of a folder. Its caches are full of `poison`; `on_forward` is told
+    the number of tokens of every pass through the model."""
     info = load_model_runner(engine_config(folder, **fields)).info
     decoder = load_decoder(resolve_model(str(folder)), device=device).join()
+    if on_forward is not None:
+        tell = on_forward
+        decoder.register_forward_pre_hook(lambda _, inputs: tell(len(inputs[0])))
     runner = runner_over(
         decoder,
         kernels(),
@@ -44,7 +49,13 @@ def device_runner(
     return runner
 
 
-def device_core(folder: Path, *, run_ahead: bool = True, **fields: Any) -> EngineCore:
+def device_core(
+    folder: Path,
+    *,
+    run_ahead: bool = True,
+    on_forward: Callable[[int], None] | None = None,
+    **fields: Any,
+) -> EngineCore:
     """A core over such a runner on a CPU."""
-    runner = device_runner(folder, run_ahead=run_ahead, **fields)
+    runner = device_runner(folder, run_ahead=run_ahead, on_forward=on_forward, **fields)
     return EngineCore(engine_config(folder, **fields), runner)
