@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nsa_kernels.batch import DecodeRows
 from nsa_kernels.cache import CacheLayout, LayerCache
+from nsa_kernels.decode import SplitRule, Tuning, sparse_decode
 from nsa_kernels.geometry import num_pages_for
 from nsa_kernels.metadata import RowGroup
 from nsa_kernels.paged.queries import Queries
@@ -103,7 +105,7 @@ class DecodeCase:
         generator = torch.Generator().manual_seed(seed)
         place = torch.randperm(pages, generator=generator).to(self.q.device)
         moved = {id(t): torch.empty_like(t).index_copy_(0, place, t) for t in self.cache.tensors}
-        fields = {
+        fields: dict[str, Any] = {
             name: moved[id(getattr(self.cache, name))]
             for name in CACHES
             if getattr(self.cache, name) is not None
@@ -232,3 +234,31 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     if not bool(found.isfinite().all()):
         return float("inf")
     return float((found.float() - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+SMALL = Tuning(
+    compressed_split=SplitRule(small=16, medium=32, large=64, medium_from=32, large_from=128),
+    compressed_tile=16,
+    select_tile=16,
+    attend_split=32,
+    attend_tile=16,
+    merge_step=2,
+    dense_split=SplitRule(small=16, medium=32, large=64, medium_from=32, large_from=128),
+    dense_tile=16,
+)
+"""Cuts short rows into as many parts as the real constants cut long ones."""
+
+
+def run_decode(case: DecodeCase, tuning: Tuning = SMALL) -> Tensor:
+    """What the kernels make of a case, [B, H, Dv]."""
+    return sparse_decode(
+        case.q,
+        case.q_compressed,
+        case.gates,
+        case.cache,
+        case.rows,
+        case.spec,
+        case.scale,
+        memory=case.memory,
+        tuning=tuning,
+    )

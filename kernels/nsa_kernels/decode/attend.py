@@ -1,8 +1,8 @@
-"""Attention over the selected blocks and the window, in splits of one list of blocks.
+"""Attention over the selected blocks and the window, in splits.
 
-The list of a row is its selected blocks that end before the window, then every block of the
-window, ascending. Both branches have a softmax of their own, over the same keys where a block is in
-both, so where they share K/V a block is read once.
+A program has a part of the *list*, the blocks that only the selected branch reads, or a part of the
+*window*. Where both branches share K/V, the list ends before the window, and the programs of the
+window compute both branches: each has a softmax of its own, over keys that are read once.
 """
 
 import triton
@@ -33,10 +33,10 @@ def attend_blocks(
     count_ptr: tl.tensor,
     splits_ptr: tl.tensor,
     selected_m_ptr: tl.tensor,
-    selected_l_ptr: tl.tensor,
+    selected_z_ptr: tl.tensor,
     selected_acc_ptr: tl.tensor,
     window_m_ptr: tl.tensor,
-    window_l_ptr: tl.tensor,
+    window_z_ptr: tl.tensor,
     window_acc_ptr: tl.tensor,
     scale: tl.tensor,
     q_row: tl.tensor,
@@ -46,8 +46,8 @@ def attend_blocks(
     window_k_page: tl.tensor,
     window_v_page: tl.tensor,
     table_row: tl.tensor,
-    selected_splits: tl.tensor,
-    window_splits: tl.tensor,
+    max_window_splits: tl.tensor,
+    max_selected_splits: tl.tensor,
     G: tl.constexpr,
     GP: tl.constexpr,
     D: tl.constexpr,
@@ -63,17 +63,19 @@ def attend_blocks(
     CAPACITY_PADDED: tl.constexpr,
     SPLIT: tl.constexpr,
     TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
     SELECTED: tl.constexpr,
     LISTED: tl.constexpr,
     WINDOWED: tl.constexpr,
     SHARED: tl.constexpr,
     OVERLAP_LAUNCHES: tl.constexpr,
 ) -> None:
-    """One split of SPLIT keys of one row and kv head.
+    """One split of SPLIT keys of one row and kv head; the window's come first.
 
-    k, v [pages, kv_heads, PAGE, dim]; list [B, kv_heads, CAPACITY] ascending, count [B, kv_heads];
-    m, l [B, kv_heads, splits, G] and acc [..., G, DV] of each branch, splits [B, kv_heads, 2] how
-    many of them count. Where K/V are not shared, the window's splits come after the selected ones.
+    k, v [pages, kv_heads, PAGE, dim]; list [B, kv_heads, CAPACITY] ascending and count
+    [B, kv_heads], if LISTED, or else all blocks are selected; SHARED: both branches, same K/V.
+    m, z [B, kv_heads, splits, G] and acc [..., G, DV] of each branch; splits [B, kv_heads]: how
+    many of the selected branch's count.
     """
     row = tl.program_id(0)
     head = tl.program_id(1)
@@ -85,68 +87,150 @@ def attend_blocks(
     position = tl.load(position_ptr + row)
     if position < 0:
         return
-    q = load_queries(q_ptr + row.to(tl.int64) * q_row + head * G * q_head, q_head, G, GP, D, DP).to(
-        k_ptr.dtype.element_ty
-    )
+    q = load_queries(q_ptr + row.to(tl.int64) * q_row + head * G * q_head, q_head, G, GP, D, DP)
+    q = q.to(k_ptr.dtype.element_ty)
     table = table_ptr + row * table_row
-    if SHARED:
-        attend_split(
-            q, k_ptr, v_ptr, table, list_ptr, count_ptr, splits_ptr,
-            selected_m_ptr, selected_l_ptr, selected_acc_ptr,
-            window_m_ptr, window_l_ptr, window_acc_ptr,
-            scale, k_page, v_page, selected_splits, window_splits,
-            position, pair, head, split,
-            G, GP, D, DP, DV, DVP, PAGE, BLOCK, WINDOW, DENSE_LEN, SURE_BLOCKS,
-            CAPACITY, CAPACITY_PADDED, SPLIT, TILE, SELECTED, LISTED, WINDOWED,
+
+    current = position // BLOCK
+    window_begin = current + 1
+    if WINDOWED:
+        window_begin = tl.maximum(position - WINDOW + 1, 0) // BLOCK
+    window_splits = tl.cdiv((current + 1 - window_begin) * BLOCK, SPLIT)
+    takes_all = position * 0 + 1
+    chosen = takes_all
+    if LISTED:
+        takes_all = tl.where(must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS), 0, 1)
+        lane = tl.arange(0, CAPACITY_PADDED)
+        count = tl.load(count_ptr + pair)
+        chosen = tl.load(list_ptr + pair * CAPACITY + lane, mask=lane < CAPACITY, other=0)
+        chosen = tl.where(lane < tl.where(takes_all > 0, 0, count), chosen, -1)
+
+    if SELECTED and split >= max_window_splits:
+        list_end = current + 1
+        if SHARED:
+            list_end = window_begin
+        length = list_end
+        if LISTED:
+            inside = (chosen >= 0) & (chosen < list_end)
+            length = tl.where(takes_all > 0, list_end, tl.sum(inside.to(tl.int32), 0))
+        if split == max_window_splits:
+            parts = tl.cdiv(length * BLOCK, SPLIT)
+            if SHARED:
+                parts += window_splits
+            tl.store(splits_ptr + pair, parts)
+        begin = (split - max_window_splits) * SPLIT
+        part = pair * max_selected_splits + split - max_window_splits
+        if SHARED:
+            part += window_splits
+        if begin < length * BLOCK:
+            m, z, acc = attend_list(
+                q, k_ptr, v_ptr, table, list_ptr + pair * CAPACITY if LISTED else None, chosen,
+                takes_all, begin, tl.minimum(begin + SPLIT, length * BLOCK), position, head,
+                scale, k_page, v_page, GP, D, DP, DV, DVP, PAGE, BLOCK, SPLIT, TILE, WHOLE,
+                LISTED,
+            )  # fmt: skip
+            store_part(selected_m_ptr, selected_z_ptr, part, m, z, G, GP)
+            store_values(selected_acc_ptr, part, acc, G, GP, DV, DVP)
+    if WINDOWED and split < window_splits:
+        m, z, acc, selected_m, selected_z, selected_acc, wanted = attend_window(
+            q, window_k_ptr, window_v_ptr, table, chosen, takes_all, window_begin,
+            split * SPLIT, position, head, scale, window_k_page, window_v_page,
+            GP, D, DP, DV, DVP, PAGE, BLOCK, WINDOW, SPLIT, TILE, WHOLE, LISTED, SHARED,
         )  # fmt: skip
-    else:
-        if split < selected_splits:
-            attend_split(
-                q, k_ptr, v_ptr, table, list_ptr, count_ptr, splits_ptr,
-                selected_m_ptr, selected_l_ptr, selected_acc_ptr,
-                window_m_ptr, window_l_ptr, window_acc_ptr,
-                scale, k_page, v_page, selected_splits, window_splits,
-                position, pair, head, split,
-                G, GP, D, DP, DV, DVP, PAGE, BLOCK, WINDOW, DENSE_LEN, SURE_BLOCKS,
-                CAPACITY, CAPACITY_PADDED, SPLIT, TILE, True, LISTED, False,
-            )  # fmt: skip
-        else:
-            attend_split(
-                q, window_k_ptr, window_v_ptr, table, list_ptr, count_ptr, splits_ptr,
-                selected_m_ptr, selected_l_ptr, selected_acc_ptr,
-                window_m_ptr, window_l_ptr, window_acc_ptr,
-                scale, window_k_page, window_v_page, selected_splits, window_splits,
-                position, pair, head, split - selected_splits,
-                G, GP, D, DP, DV, DVP, PAGE, BLOCK, WINDOW, DENSE_LEN, SURE_BLOCKS,
-                CAPACITY, CAPACITY_PADDED, SPLIT, TILE, False, False, True,
-            )  # fmt: skip
+        part = pair * max_window_splits + split
+        store_part(window_m_ptr, window_z_ptr, part, m, z, G, GP)
+        store_values(window_acc_ptr, part, acc, G, GP, DV, DVP)
+        if SHARED:
+            part = pair * max_selected_splits + split
+            store_part(selected_m_ptr, selected_z_ptr, part, selected_m, selected_z, G, GP)
+            if wanted > 0:
+                store_values(selected_acc_ptr, part, selected_acc, G, GP, DV, DVP)
 
 
 @triton.jit
-def attend_split(
+def attend_list(
     q: tl.tensor,
     k_ptr: tl.tensor,
     v_ptr: tl.tensor,
     table: tl.tensor,
     list_ptr: tl.tensor,
-    count_ptr: tl.tensor,
-    splits_ptr: tl.tensor,
-    selected_m_ptr: tl.tensor,
-    selected_l_ptr: tl.tensor,
-    selected_acc_ptr: tl.tensor,
-    window_m_ptr: tl.tensor,
-    window_l_ptr: tl.tensor,
-    window_acc_ptr: tl.tensor,
+    chosen: tl.tensor,
+    takes_all: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    position: tl.tensor,
+    head: tl.tensor,
     scale: tl.tensor,
     k_page: tl.tensor,
     v_page: tl.tensor,
-    selected_splits: tl.tensor,
-    window_splits: tl.tensor,
+    GP: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    TILE: tl.constexpr,
+    WHOLE: tl.constexpr,
+    LISTED: tl.constexpr,
+) -> tl.tensor:
+    """Keys [begin, end) of the listed blocks: (m, z, acc)."""
+    m = tl.full([GP], LOW, tl.float32)
+    z = tl.zeros([GP], tl.float32)
+    acc = tl.zeros([GP, DVP], tl.float32)
+    if WHOLE:
+        # all that is to be looked up, before the first key is read
+        place = tl.arange(0, SPLIT // BLOCK)
+        entry = begin // BLOCK + place
+        blocks = entry
+        if LISTED:
+            lane = tl.arange(0, chosen.shape[0])
+            listed = tl.where(lane[None, :] == entry[:, None], chosen[None, :], 0)
+            blocks = tl.where(takes_all > 0, entry, tl.sum(listed, 1))
+        pages = tl.load(table + blocks * BLOCK // PAGE, mask=entry * BLOCK < end, other=0)
+    for start in range(begin, end, TILE):
+        key = start + tl.arange(0, TILE)
+        if WHOLE:
+            here = place == (start - begin) // BLOCK
+            block = tl.sum(tl.where(here, blocks, 0), 0)
+            page = tl.sum(tl.where(here, pages, 0), 0)
+            token = block * BLOCK + key % BLOCK
+            seen = (key < end) & (token <= position)
+        else:
+            block = key // BLOCK
+            if LISTED:
+                list_end = tl.where(takes_all > 0, 0, end)
+                listed = tl.load(list_ptr + block, mask=key < list_end, other=0)
+                block = tl.where(takes_all > 0, block, listed)
+            token = block * BLOCK + key % BLOCK
+            seen = (key < end) & (token <= position)
+            page = tl.load(table + token // PAGE, mask=seen, other=0)
+        in_page = head * PAGE + token % PAGE
+        keys = load_rows(k_ptr, page, in_page, seen, k_page, D, DP)
+        values = load_rows(v_ptr, page, in_page, seen, v_page, DV, DVP)
+        s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+        p, m, z, shrink = softmax_step(tl.where(seen[None, :], s, float("-inf")), m, z)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(p.to(values.dtype), values, acc, input_precision="ieee")
+    return m, z, acc
+
+
+@triton.jit
+def attend_window(
+    q: tl.tensor,
+    k_ptr: tl.tensor,
+    v_ptr: tl.tensor,
+    table: tl.tensor,
+    chosen: tl.tensor,
+    takes_all: tl.tensor,
+    window_begin: tl.tensor,
+    begin: tl.tensor,
     position: tl.tensor,
-    pair: tl.tensor,
     head: tl.tensor,
-    split: tl.tensor,
-    G: tl.constexpr,
+    scale: tl.tensor,
+    k_page: tl.tensor,
+    v_page: tl.tensor,
     GP: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -155,100 +239,70 @@ def attend_split(
     PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
     WINDOW: tl.constexpr,
-    DENSE_LEN: tl.constexpr,
-    SURE_BLOCKS: tl.constexpr,
-    CAPACITY: tl.constexpr,
-    CAPACITY_PADDED: tl.constexpr,
     SPLIT: tl.constexpr,
     TILE: tl.constexpr,
-    SELECTED: tl.constexpr,
+    WHOLE: tl.constexpr,
     LISTED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-) -> None:
-    """One split of the list of the selected branch, of the window, or of both."""
-    current = position // BLOCK
-    # the list: `before` blocks that only the selected branch reads, then all from `first` on
-    first = current + 1
-    if WINDOWED:
-        first = tl.maximum(position - WINDOW + 1, 0) // BLOCK
-    before = first * 0
-    chooses = must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS)
-    if SELECTED and not LISTED:
-        before = first
-    if LISTED:
-        lists = list_ptr + pair * CAPACITY
-        lane = tl.arange(0, CAPACITY_PADDED)
-        count = tl.load(count_ptr + pair, mask=chooses, other=0)
-        chosen = tl.load(lists + lane, mask=lane < count, other=-1)
-        inside = (chosen >= 0) & (chosen < first)
-        before = tl.where(chooses, tl.sum(inside.to(tl.int32), 0), first)
-        list_end = tl.where(chooses, before, 0)
-        takes_all = tl.where(chooses, 0, 1)
-    num_keys = (before + current + 1 - first) * BLOCK
-    if split == 0:
-        splits = tl.cdiv(num_keys, SPLIT)
-        if SELECTED:
-            tl.store(splits_ptr + pair * 2, splits)
-        if WINDOWED:
-            tl.store(splits_ptr + pair * 2 + 1, splits)
-    begin = split * SPLIT
-    if begin < num_keys:
-        end = tl.minimum(begin + SPLIT, num_keys)
-        selected_m = tl.full([GP], LOW, tl.float32)
-        selected_l = tl.zeros([GP], tl.float32)
-        selected_acc = tl.zeros([GP, DVP], tl.float32)
-        window_m = tl.full([GP], LOW, tl.float32)
-        window_l = tl.zeros([GP], tl.float32)
-        window_acc = tl.zeros([GP, DVP], tl.float32)
-        for start in range(begin, end, TILE):
-            key = start + tl.arange(0, TILE)
-            entry = key // BLOCK
-            listed = entry < before
-            block = first + entry - before
-            if LISTED:
-                from_list = entry < list_end
-                listed_block = tl.load(lists + entry, mask=from_list, other=0)
-                block = tl.where(from_list, listed_block, block)
-            token = block * BLOCK + key % BLOCK
-            seen = (key < end) & (token <= position)
+    SHARED: tl.constexpr,
+) -> tl.tensor:
+    """SPLIT keys of the window's blocks, of which the selected branch may want some: (m, z, acc) of
+    the window, (m, z, acc) of the selected branch, whether it wants any."""
+    m = tl.full([GP], LOW, tl.float32)
+    z = tl.zeros([GP], tl.float32)
+    acc = tl.zeros([GP, DVP], tl.float32)
+    selected_m = tl.full([GP], LOW, tl.float32)
+    selected_z = tl.zeros([GP], tl.float32)
+    selected_acc = tl.zeros([GP, DVP], tl.float32)
+    first = window_begin * BLOCK + begin
+    end = tl.minimum(first + SPLIT, position + 1)
+    any_wanted = takes_all * 0
+    if SHARED:
+        any_wanted += 1
+    if WHOLE:
+        place = tl.arange(0, SPLIT // BLOCK)
+        blocks = first // BLOCK + place
+        some = blocks * BLOCK < end
+        pages = tl.load(table + blocks * BLOCK // PAGE, mask=some, other=0)
+        wanted = takes_all + tl.zeros_like(blocks)
+        if SHARED and LISTED:
+            again = tl.sum((chosen[None, :] == blocks[:, None]).to(tl.int32), 1)
+            wanted = tl.where(some, wanted + again, 0)
+            any_wanted = tl.sum(wanted, 0)
+    for start in range(first, end, TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < end
+        near = seen & (token > position - WINDOW)
+        wants = any_wanted
+        if WHOLE:
+            here = place == (start - first) // BLOCK
+            page = tl.sum(tl.where(here, pages, 0), 0)
+            if SHARED:
+                wants = tl.sum(tl.where(here, wanted, 0), 0)
+                # what neither branch reads is not loaded
+                oldest = tl.where(wants > 0, 0, position - WINDOW + 1)
+                read = seen & (token >= oldest)
+            else:
+                read = near
             chosen_keys = seen
-            near = seen & (token > position - WINDOW)
-            if LISTED and WINDOWED:
-                again = tl.max((chosen[None, :] == block[:, None]).to(tl.int32), 1)
-                chosen_keys = seen & (listed | (again + takes_all > 0))
-                seen = chosen_keys | near
-            elif WINDOWED and not SELECTED:
-                seen = near
-            page = tl.load(table + token // PAGE, mask=seen, other=0)
-            in_page = head * PAGE + token % PAGE
-            keys = load_rows(k_ptr, page, in_page, seen, k_page, D, DP)
-            values = load_rows(v_ptr, page, in_page, seen, v_page, DV, DVP)
-            s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
-            if SELECTED:
-                masked = tl.where(chosen_keys[None, :], s, float("-inf"))
-                p, selected_m, selected_l, shrink = softmax_step(masked, selected_m, selected_l)
-                selected_acc = tl.dot(
-                    p.to(values.dtype),
-                    values,
-                    selected_acc * shrink[:, None],
-                    input_precision="ieee",
-                )
-            if WINDOWED:
-                if start + TILE > before * BLOCK:
-                    masked = tl.where(near[None, :], s, float("-inf"))
-                    p, window_m, window_l, shrink = softmax_step(masked, window_m, window_l)
-                    window_acc = tl.dot(
-                        p.to(values.dtype),
-                        values,
-                        window_acc * shrink[:, None],
-                        input_precision="ieee",
-                    )
-        if SELECTED:
-            part = pair * selected_splits + split
-            store_part(selected_m_ptr, selected_l_ptr, part, selected_m, selected_l, G, GP)
-            store_values(selected_acc_ptr, part, selected_acc, G, GP, DV, DVP)
-        if WINDOWED:
-            part = pair * window_splits + split
-            store_part(window_m_ptr, window_l_ptr, part, window_m, window_l, G, GP)
-            if end > before * BLOCK:
-                store_values(window_acc_ptr, part, window_acc, G, GP, DV, DVP)
+        else:
+            chosen_keys = seen
+            if SHARED and LISTED:
+                again = tl.sum((chosen[None, :] == (token // BLOCK)[:, None]).to(tl.int32), 1)
+                chosen_keys = seen & (again + takes_all > 0)
+            read = near
+            if SHARED:
+                read = near | chosen_keys
+            page = tl.load(table + token // PAGE, mask=read, other=0)
+        in_page = head * PAGE + token % PAGE
+        keys = load_rows(k_ptr, page, in_page, read, k_page, D, DP)
+        values = load_rows(v_ptr, page, in_page, read, v_page, DV, DVP)
+        s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+        p, m, z, shrink = softmax_step(tl.where(near[None, :], s, float("-inf")), m, z)
+        acc = acc * shrink[:, None]
+        acc = tl.dot(p.to(values.dtype), values, acc, input_precision="ieee")
+        if SHARED and wants > 0:
+            masked = tl.where(chosen_keys[None, :], s, float("-inf"))
+            p, selected_m, selected_z, shrink = softmax_step(masked, selected_m, selected_z)
+            selected_acc = selected_acc * shrink[:, None]
+            selected_acc = tl.dot(p.to(values.dtype), values, selected_acc, input_precision="ieee")
+    return m, z, acc, selected_m, selected_z, selected_acc, any_wanted

@@ -54,7 +54,7 @@ def attend_slots(
     position_ptr: tl.tensor,
     table_ptr: tl.tensor,
     m_ptr: tl.tensor,
-    l_ptr: tl.tensor,
+    z_ptr: tl.tensor,
     acc_ptr: tl.tensor,
     mass_ptr: tl.tensor,
     reference_ptr: tl.tensor,
@@ -94,7 +94,7 @@ def attend_slots(
 ) -> None:
     """One split of one row and kv head.
 
-    k, v [pages, kv_heads, PAGE_ROWS, dim], position [B], table [B, pages]; m, l
+    k, v [pages, kv_heads, PAGE_ROWS, dim], position [B], table [B, pages]; m, z
     [B, kv_heads, max_splits, G], acc [..., G, DV], reference [B, kv_heads, max_tiles, G], mass
     [B, kv_heads, 1 + SPILLS, max_tiles · TILE_BLOCKS, G], or without spills and G for LOGIT_MEAN.
     """
@@ -104,16 +104,14 @@ def attend_slots(
     pair = (row * tl.num_programs(1) + head).to(tl.int64)
     if OVERLAP_LAUNCHES:
         gdc_launch_dependents()
-    if MASS != NO_MASS:
-        if split == 0:
-            tl.store(arrivals_ptr + pair, 0)
+    if MASS != NO_MASS and split == 0:
+        tl.store(arrivals_ptr + pair, 0)
     position = tl.load(position_ptr + row)
     if position < 0:
         return
     scored = must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS)
-    if not VALUES:
-        if scored == 0:
-            return
+    if not VALUES and scored == 0:
+        return
     visible = visible_slots(position, STRIDE, STRICT)
     tiles = tl.cdiv(visible, TILE_BLOCKS * PER_BLOCK)
     per_split = tiles_per_split(tiles, RULE)
@@ -131,22 +129,21 @@ def attend_slots(
         element
     )
     m = tl.full([GP], LOW, tl.float32)
-    l = tl.zeros([GP], tl.float32)
+    z = tl.zeros([GP], tl.float32)
     acc = tl.zeros([GP, DVP], tl.float32)
-    if MEMORY > 0:
-        if split == 0:
-            entry = tl.arange(0, MEMORY_PADDED)
-            known = entry < MEMORY
-            keys = load_rows(
-                memory_k_ptr + head * MEMORY * D, entry * 0, entry, known, 0, D, DP
+    if MEMORY > 0 and split == 0:
+        entry = tl.arange(0, MEMORY_PADDED)
+        known = entry < MEMORY
+        keys = load_rows(memory_k_ptr + head * MEMORY * D, entry * 0, entry, known, 0, D, DP).to(
+            element
+        )
+        s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+        p, m, z, _ = softmax_step(tl.where(known[None, :], s, float("-inf")), m, z)
+        if VALUES:
+            values = load_rows(
+                memory_v_ptr + head * MEMORY * DV, entry * 0, entry, known, 0, DV, DVP
             ).to(element)
-            s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
-            p, m, l, _ = softmax_step(tl.where(known[None, :], s, float("-inf")), m, l)
-            if VALUES:
-                values = load_rows(
-                    memory_v_ptr + head * MEMORY * DV, entry * 0, entry, known, 0, DV, DVP
-                ).to(element)
-                acc = tl.dot(p.to(element), values, input_precision="ieee")
+            acc = tl.dot(p.to(element), values, input_precision="ieee")
 
     g = tl.arange(0, GP)
     lane = tl.arange(0, TILE_BLOCKS * PLACES)
@@ -160,36 +157,34 @@ def attend_slots(
         in_page = head * PAGE_ROWS + slot % PAGE_ROWS
         keys = load_rows(k_ptr, page, in_page, seen, k_page, D, DP)
         s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
-        p, m, l, shrink = softmax_step(tl.where(seen[None, :], s, float("-inf")), m, l)
+        p, m, z, shrink = softmax_step(tl.where(seen[None, :], s, float("-inf")), m, z)
         if VALUES:
             values = load_rows(v_ptr, page, in_page, seen, v_page, DV, DVP)
             acc = acc * shrink[:, None]
             acc = tl.dot(p.to(element), values, acc, input_precision="ieee")
-        if MASS == PROB_SUM:
-            if scored:
-                tl.store(reference_ptr + (pair * max_tiles + tile) * G + g, m, mask=g < G)
-                store_mass(
-                    mass_ptr + (pair * (1 + SPILLS) * max_tiles + tile) * TILE_BLOCKS * G,
-                    max_tiles * TILE_BLOCKS * G,
-                    p,
-                    place,
-                    G,
-                    GP,
-                    PER_BLOCK,
-                    PLACES,
-                    TILE_BLOCKS,
-                    OVERLAP,
-                    SPILLS,
-                )
-        if MASS == LOGIT_MEAN:
-            if scored:
-                counted = tl.where(seen[None, :] & (g < G)[:, None], s, 0.0)
-                of_blocks = tl.sum(tl.sum(tl.reshape(counted, (GP, TILE_BLOCKS, PLACES)), 2), 0)
-                at = (pair * max_tiles + tile) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
-                tl.store(mass_ptr + at, of_blocks)
+        if MASS == PROB_SUM and scored:
+            tl.store(reference_ptr + (pair * max_tiles + tile) * G + g, m, mask=g < G)
+            store_mass(
+                mass_ptr + (pair * (1 + SPILLS) * max_tiles + tile) * TILE_BLOCKS * G,
+                max_tiles * TILE_BLOCKS * G,
+                p,
+                place,
+                G,
+                GP,
+                PER_BLOCK,
+                PLACES,
+                TILE_BLOCKS,
+                OVERLAP,
+                SPILLS,
+            )
+        if MASS == LOGIT_MEAN and scored:
+            counted = tl.where(seen[None, :] & (g < G)[:, None], s, 0.0)
+            of_blocks = tl.sum(tl.sum(tl.reshape(counted, (GP, TILE_BLOCKS, PLACES)), 2), 0)
+            at = (pair * max_tiles + tile) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+            tl.store(mass_ptr + at, of_blocks)
 
     part = pair * max_splits + split
-    store_part(m_ptr, l_ptr, part, m, l, G, GP)
+    store_part(m_ptr, z_ptr, part, m, z, G, GP)
     if VALUES:
         store_values(acc_ptr, part, acc, G, GP, DV, DVP)
 
@@ -227,7 +222,7 @@ def pool_slots(
     position_ptr: tl.tensor,
     table_ptr: tl.tensor,
     m_ptr: tl.tensor,
-    l_ptr: tl.tensor,
+    z_ptr: tl.tensor,
     mass_ptr: tl.tensor,
     scale: tl.tensor,
     q_row: tl.tensor,
@@ -282,7 +277,7 @@ def pool_slots(
     if begin >= tiles:
         return
     splits = tl.maximum(tl.cdiv(tiles, per_split), 1 if MEMORY > 0 else 0)
-    m, share = merged_softmax(m_ptr, l_ptr, pair * max_splits, splits, G, GP, STEP)
+    m, share = merged_softmax(m_ptr, z_ptr, pair * max_splits, splits, G, GP, STEP)
     q = load_queries(q_ptr + row.to(tl.int64) * q_row + head * G * q_head, q_head, G, GP, D, DP).to(
         k_ptr.dtype.element_ty
     )

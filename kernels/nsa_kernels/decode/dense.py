@@ -5,9 +5,9 @@ from torch import Tensor
 
 from nsa_kernels.batch import DecodeRows
 from nsa_kernels.decode.compressed import NO_MASS, attend_slots
-from nsa_kernels.decode.layer import merge_parts
+from nsa_kernels.decode.merge import merge_parts
 from nsa_kernels.decode.plan import TUNING, Tuning, tile_for
-from nsa_kernels.decode.shape import Shape, head_major, launch_options, query_arguments
+from nsa_kernels.decode.shape import Shape, head_major, query_arguments
 
 
 def dense_decode(
@@ -38,7 +38,7 @@ def dense_decode(
         memory_k_ptr=None,
         memory_v_ptr=None,
         m_ptr=parts.m,
-        l_ptr=parts.l,
+        z_ptr=parts.z,
         acc_ptr=parts.acc,
         mass_ptr=None,
         reference_ptr=None,
@@ -67,7 +67,7 @@ def dense_decode(
         **query_arguments(q, rows, scale),
         **shape.keys,
         **shape.values,
-        **launch_options(tuning.dense_warps, tuning.dense_stages, tuning, follows=False),
+        **shape.launch(tuning.dense_warps, tuning.dense_stages, tile, tuning, follows=False),
     )
     merge_parts(
         shape,
@@ -77,13 +77,16 @@ def dense_decode(
         None,
         None,
         None,
+        None,
         tuning,
-        gates=None,
-        gate_logits=False,
-        stride=1,
-        strict=False,
-        tile_slots=tile,
-        rule=rule,
-        memory=0,
+        SIGMOID=False,
+        STRIDE=1,
+        STRICT=False,
+        TILE_SLOTS=tile,
+        RULE=rule,
+        MEMORY=0,
+        BLOCK=1,
+        WINDOW=1,
+        SPLIT=1,
     )
     return out

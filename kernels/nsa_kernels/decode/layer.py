@@ -17,12 +17,13 @@ from nsa_kernels.decode.compressed import (
     attend_slots,
     pool_slots,
 )
-from nsa_kernels.decode.merge import merge_branches
+from nsa_kernels.decode.merge import merge_parts
 from nsa_kernels.decode.plan import (
     TUNING,
     ListPlan,
     SlotPlan,
     Tuning,
+    attend_tile,
     padded,
     power_of_two,
     tile_for,
@@ -91,7 +92,7 @@ class _Chosen:
 
 @dataclass(frozen=True, slots=True)
 class _Near:
-    """What the selected blocks and the window gave, and in how many splits [B, kv_heads, 2]."""
+    """What the selected blocks and the window gave; splits [B, kv_heads] of the selected."""
 
     selected: Parts | None
     window: Parts | None
@@ -116,8 +117,9 @@ class _Step:
     @property
     def shared(self) -> bool:
         """Whether the selected branch and the window read the same keys and values."""
-        cache = self.cache
-        return cache.k is cache.k_window and cache.v is cache.v_window
+        cache, uses = self.cache, self.spec.uses
+        same = cache.k is cache.k_window and cache.v is cache.v_window
+        return same and uses[1] and uses[2]
 
     @property
     def mass(self) -> int:
@@ -138,8 +140,7 @@ class _Step:
 
     @property
     def list_plan(self) -> ListPlan:
-        shared = self.shared and self.spec.uses[1] and self.spec.uses[2]
-        return ListPlan.make(self.spec, self.rows.max_context, shared, self.tuning)
+        return ListPlan.make(self.spec, self.rows.max_context, self.tuning)
 
     @property
     def choosing(self) -> dict[str, int]:
@@ -190,7 +191,7 @@ class _Step:
             memory_k_ptr=None if memory_k is None else memory_k.contiguous(),
             memory_v_ptr=None if memory_v is None else memory_v.contiguous(),
             m_ptr=parts.m,
-            l_ptr=parts.l,
+            z_ptr=parts.z,
             acc_ptr=parts.acc,
             mass_ptr=mass,
             reference_ptr=reference,
@@ -210,8 +211,12 @@ class _Step:
             **shape.values,
             **constants,
             **self.choosing,
-            **launch_options(
-                self.tuning.compressed_warps, self.tuning.compressed_stages, self.tuning, False
+            **shape.launch(
+                self.tuning.compressed_warps,
+                self.tuning.compressed_stages,
+                plan.tile_blocks * plan.padded_block,
+                self.tuning,
+                follows=False,
             ),
         )
         return _Slots(plan, parts, mass, reference, arrivals)
@@ -223,7 +228,7 @@ class _Step:
         pool_slots[(self.shape.batch, self.shape.kv_heads, plan.max_splits)](
             k_ptr=k,
             m_ptr=slots.parts.m,
-            l_ptr=slots.parts.l,
+            z_ptr=slots.parts.z,
             mass_ptr=slots.mass,
             k_page=k.stride(0),
             max_splits=plan.max_splits,
@@ -236,8 +241,11 @@ class _Step:
             **self.shape.keys,
             **self.slot_constants(plan),
             **self.choosing,
-            **launch_options(
-                self.tuning.compressed_warps, self.tuning.compressed_stages, self.tuning
+            **self.shape.launch(
+                self.tuning.compressed_warps,
+                self.tuning.compressed_stages,
+                plan.tile_blocks * plan.padded_block,
+                self.tuning,
             ),
         )
 
@@ -255,7 +263,7 @@ class _Step:
         choose_blocks[(*pairs, plan.max_chunks)](
             position_ptr=self.rows.positions,
             m_ptr=slots.parts.m,
-            l_ptr=slots.parts.l,
+            z_ptr=slots.parts.z,
             mass_ptr=slots.mass,
             reference_ptr=slots.reference,
             candidate_ptr=candidates,
@@ -288,52 +296,57 @@ class _Step:
         """The selected branch and the window, in splits."""
         shape, spec, plan, cache = self.shape, self.spec, self.list_plan, self.cache
         selects, windowed = spec.uses[1], spec.uses[2]
-        selected = shape.parts(plan.selected_splits) if selects else None
-        window = shape.parts(plan.window_splits) if windowed else None
-        counts = shape.empty(shape.batch, shape.kv_heads, 2, dtype=torch.int32)
-        # a branch that is alone reads its own caches as if they were shared
-        k, v = (cache.k, cache.v) if selects else (cache.k_window, cache.v_window)
-        together = self.shared or not (selects and windowed)
-        splits = plan.selected_splits if selects else 0
-        if windowed and not (together and selects):
-            splits += plan.window_splits
+        in_window = plan.window_splits if windowed else 0
+        in_list = plan.list_splits if selects else 0
+        selected_splits = in_list + (in_window if self.shared else 0)
+        selected = shape.parts(selected_splits) if selects else None
+        window = shape.parts(in_window) if windowed else None
+        counts = shape.empty(shape.batch, shape.kv_heads, dtype=torch.int32)
+        k, v = head_major(cache.k), head_major(cache.v)
+        window_k, window_v = head_major(cache.k_window), head_major(cache.v_window)
         tile = tile_for(self.tuning.attend_tile, shape.tile_dims, shape.item_bytes, self.tuning)
-        attend_blocks[(shape.batch, shape.kv_heads, splits)](
-            k_ptr=head_major(k),
-            v_ptr=head_major(v),
-            window_k_ptr=head_major(cache.k_window),
-            window_v_ptr=head_major(cache.v_window),
+        tile, whole = attend_tile(spec.select_block, tile, self.tuning.attend_split)
+        attend_blocks[(shape.batch, shape.kv_heads, in_window + in_list)](
+            k_ptr=k,
+            v_ptr=v,
+            window_k_ptr=window_k,
+            window_v_ptr=window_v,
             list_ptr=None if chosen is None else chosen.ids,
             count_ptr=None if chosen is None else chosen.count,
             splits_ptr=counts,
             selected_m_ptr=None if selected is None else selected.m,
-            selected_l_ptr=None if selected is None else selected.l,
+            selected_z_ptr=None if selected is None else selected.z,
             selected_acc_ptr=None if selected is None else selected.acc,
             window_m_ptr=None if window is None else window.m,
-            window_l_ptr=None if window is None else window.l,
+            window_z_ptr=None if window is None else window.z,
             window_acc_ptr=None if window is None else window.acc,
             k_page=k.stride(0),
             v_page=v.stride(0),
-            window_k_page=cache.k_window.stride(0),
-            window_v_page=cache.v_window.stride(0),
-            selected_splits=plan.selected_splits,
-            window_splits=plan.window_splits,
+            window_k_page=window_k.stride(0),
+            window_v_page=window_v.stride(0),
+            max_window_splits=in_window,
+            max_selected_splits=selected_splits,
             PAGE=cache.page_size,
             WINDOW=spec.window,
             CAPACITY=plan.capacity,
             CAPACITY_PADDED=power_of_two(plan.capacity),
             SPLIT=self.tuning.attend_split,
-            TILE=min(tile, self.tuning.attend_split),
+            TILE=tile,
+            WHOLE=whole,
             SELECTED=selects,
             LISTED=chosen is not None,
             WINDOWED=windowed,
-            SHARED=together,
+            SHARED=self.shared,
             **query_arguments(q, self.rows, self.scale),
             **shape.keys,
             **shape.values,
             **self.choosing,
-            **launch_options(
-                self.tuning.attend_warps, self.tuning.attend_stages, self.tuning, chosen is not None
+            **shape.launch(
+                self.tuning.attend_warps,
+                self.tuning.attend_stages,
+                tile,
+                self.tuning,
+                follows=chosen is not None,
             ),
         )
         return _Near(selected, window, counts)
@@ -356,76 +369,15 @@ class _Step:
             None if near is None else near.selected,
             None if near is None else near.window,
             None if near is None else near.splits,
+            gates,
             self.tuning,
-            gates=gates,
-            gate_logits=gate_logits,
-            stride=self.spec.compress_stride,
-            strict=self.spec.strict,
-            tile_slots=plan.tile_blocks * plan.slots_per_block,
-            rule=plan.rule,
-            memory=0 if self.memory is None else self.memory[0].shape[1],
+            SIGMOID=gate_logits,
+            STRIDE=self.spec.compress_stride,
+            STRICT=self.spec.strict,
+            TILE_SLOTS=plan.tile_blocks * plan.slots_per_block,
+            RULE=plan.rule,
+            MEMORY=0 if self.memory is None else self.memory[0].shape[1],
+            BLOCK=self.spec.select_block,
+            WINDOW=self.spec.window,
+            SPLIT=self.tuning.attend_split,
         )
-
-
-def merge_parts(
-    shape: Shape,
-    rows: DecodeRows,
-    out: Tensor,
-    compressed: Parts | None,
-    selected: Parts | None,
-    window: Parts | None,
-    splits: Tensor | None,
-    tuning: Tuning,
-    *,
-    gates: Tensor | None,
-    gate_logits: bool,
-    stride: int,
-    strict: bool,
-    tile_slots: int,
-    rule: tuple[int, int, int, int, int],
-    memory: int,
-) -> None:
-    """Launch the last kernel; without gates only `compressed` counts, with the weight 1."""
-    assert out.stride(2) == 1
-    row_stride = head_stride = branch_stride = 0
-    if gates is not None:
-        row_stride = gates.stride(0) if gates.shape[0] > 1 else 0
-        head_stride = gates.stride(1) if gates.shape[1] > 1 else 0
-        branch_stride = gates.stride(2)
-    merge_branches[(shape.batch, shape.heads)](
-        position_ptr=rows.positions,
-        gate_ptr=gates,
-        out_ptr=out,
-        splits_ptr=splits,
-        compressed_m_ptr=None if compressed is None else compressed.m,
-        compressed_l_ptr=None if compressed is None else compressed.l,
-        compressed_acc_ptr=None if compressed is None else compressed.acc,
-        selected_m_ptr=None if selected is None else selected.m,
-        selected_l_ptr=None if selected is None else selected.l,
-        selected_acc_ptr=None if selected is None else selected.acc,
-        window_m_ptr=None if window is None else window.m,
-        window_l_ptr=None if window is None else window.l,
-        window_acc_ptr=None if window is None else window.acc,
-        gate_row=row_stride,
-        gate_head=head_stride,
-        gate_branch=branch_stride,
-        out_row=out.stride(0),
-        out_head=out.stride(1),
-        compressed_splits=0 if compressed is None else compressed.splits,
-        selected_splits=0 if selected is None else selected.splits,
-        window_splits=0 if window is None else window.splits,
-        G=shape.group,
-        **shape.values,
-        STRIDE=stride,
-        STRICT=strict,
-        TILE_SLOTS=tile_slots,
-        RULE=rule,
-        MEMORY=memory,
-        COMPRESSED=compressed is not None,
-        SELECTED=selected is not None,
-        WINDOWED=window is not None,
-        GATED=gates is not None,
-        SIGMOID=gate_logits,
-        STEP=tuning.merge_step,
-        **launch_options(tuning.merge_warps, 1, tuning),
-    )

@@ -1,16 +1,22 @@
 """The splits of every branch put together, weighed by the gates. One program per query head."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
+from nsa_kernels.batch import DecodeRows
 from nsa_kernels.decode.parts import LOW, tiles_per_split, visible_slots
+from nsa_kernels.decode.plan import Tuning
+from nsa_kernels.decode.shape import Parts, Shape, launch_options
 
 
 @triton.jit
 def merged_values(
     m_ptr: tl.tensor,
-    l_ptr: tl.tensor,
+    z_ptr: tl.tensor,
     acc_ptr: tl.tensor,
     first: tl.tensor,
     splits: tl.tensor,
@@ -23,23 +29,23 @@ def merged_values(
     """What one head read in all splits [DVP], in a fixed order; zeros where it read nothing."""
     dim = tl.arange(0, DVP)
     m = tl.full([], LOW, tl.float32)
-    l = tl.full([], 0.0, tl.float32)
+    z = tl.full([], 0.0, tl.float32)
     out = tl.zeros([DVP], tl.float32)
     for start in range(0, splits, STEP):
         split = start + tl.arange(0, STEP)
         at = (first + split) * G + g
         split_m = tl.load(m_ptr + at, mask=split < splits, other=LOW)
-        split_l = tl.load(l_ptr + at, mask=split < splits, other=0.0)
-        some = split_l != 0.0
+        split_z = tl.load(z_ptr + at, mask=split < splits, other=0.0)
+        some = split_z != 0.0
         mask = some[:, None] & (dim < DV)[None, :]
         values = tl.load(acc_ptr + at[:, None] * DV + dim[None, :], mask=mask, other=0.0)
         top = tl.maximum(m, tl.max(split_m, 0))
         weight = tl.where(some, tl.exp2(split_m - top), 0.0)
         shrink = tl.exp2(m - top)
         out = out * shrink + tl.sum(values * weight[:, None], 0)
-        l = l * shrink + tl.sum(split_l * weight, 0)
+        z = z * shrink + tl.sum(split_z * weight, 0)
         m = top
-    return tl.where(l != 0.0, out / tl.where(l != 0.0, l, 1.0), 0.0)
+    return tl.where(z != 0.0, out / tl.where(z != 0.0, z, 1.0), 0.0)
 
 
 @triton.jit
@@ -58,13 +64,13 @@ def merge_branches(
     out_ptr: tl.tensor,
     splits_ptr: tl.tensor,
     compressed_m_ptr: tl.tensor,
-    compressed_l_ptr: tl.tensor,
+    compressed_z_ptr: tl.tensor,
     compressed_acc_ptr: tl.tensor,
     selected_m_ptr: tl.tensor,
-    selected_l_ptr: tl.tensor,
+    selected_z_ptr: tl.tensor,
     selected_acc_ptr: tl.tensor,
     window_m_ptr: tl.tensor,
-    window_l_ptr: tl.tensor,
+    window_z_ptr: tl.tensor,
     window_acc_ptr: tl.tensor,
     gate_row: tl.tensor,
     gate_head: tl.tensor,
@@ -82,6 +88,9 @@ def merge_branches(
     TILE_SLOTS: tl.constexpr,
     RULE: tl.constexpr,
     MEMORY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SPLIT: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -110,21 +119,71 @@ def merge_branches(
                 tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0
             )
             branch = merged_values(
-                compressed_m_ptr, compressed_l_ptr, compressed_acc_ptr,
+                compressed_m_ptr, compressed_z_ptr, compressed_acc_ptr,
                 pair * compressed_splits, splits, g, G, DV, DVP, STEP,
             )  # fmt: skip
             out = branch * weight_of(gates, SIGMOID) if GATED else branch
         if SELECTED:
             branch = merged_values(
-                selected_m_ptr, selected_l_ptr, selected_acc_ptr,
-                pair * selected_splits, tl.load(splits_ptr + pair * 2), g, G, DV, DVP, STEP,
+                selected_m_ptr, selected_z_ptr, selected_acc_ptr,
+                pair * selected_splits, tl.load(splits_ptr + pair), g, G, DV, DVP, STEP,
             )  # fmt: skip
             out += branch * weight_of(gates + gate_branch, SIGMOID)
         if WINDOWED:
+            first = tl.maximum(position - WINDOW + 1, 0) // BLOCK
+            splits = tl.cdiv((position // BLOCK + 1 - first) * BLOCK, SPLIT)
             branch = merged_values(
-                window_m_ptr, window_l_ptr, window_acc_ptr,
-                pair * window_splits, tl.load(splits_ptr + pair * 2 + 1), g, G, DV, DVP, STEP,
+                window_m_ptr, window_z_ptr, window_acc_ptr,
+                pair * window_splits, splits, g, G, DV, DVP, STEP,
             )  # fmt: skip
             out += branch * weight_of(gates + 2 * gate_branch, SIGMOID)
     at = row.to(tl.int64) * out_row + head * out_head + dim
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=dim < DV)
+
+
+def merge_parts(
+    shape: Shape,
+    rows: DecodeRows,
+    out: Tensor,
+    compressed: Parts | None,
+    selected: Parts | None,
+    window: Parts | None,
+    splits: Tensor | None,
+    gates: Tensor | None,
+    tuning: Tuning,
+    **constants: Any,
+) -> None:
+    """Put the branches together in `out` [B, H, Dv]; without gates only `compressed` counts."""
+    assert out.stride(2) == 1
+    strides = {"gate_row": 0, "gate_head": 0, "gate_branch": 0}
+    if gates is not None:
+        strides = {
+            "gate_row": gates.stride(0) if gates.shape[0] > 1 else 0,
+            "gate_head": gates.stride(1) if gates.shape[1] > 1 else 0,
+            "gate_branch": gates.stride(2),
+        }
+    parts: dict[str, Any] = {}
+    for name, branch in (("compressed", compressed), ("selected", selected), ("window", window)):
+        parts[f"{name}_m_ptr"] = None if branch is None else branch.m
+        parts[f"{name}_z_ptr"] = None if branch is None else branch.z
+        parts[f"{name}_acc_ptr"] = None if branch is None else branch.acc
+        parts[f"{name}_splits"] = 0 if branch is None else branch.splits
+    merge_branches[(shape.batch, shape.heads)](
+        position_ptr=rows.positions,
+        gate_ptr=gates,
+        out_ptr=out,
+        splits_ptr=splits,
+        out_row=out.stride(0),
+        out_head=out.stride(1),
+        G=shape.group,
+        COMPRESSED=compressed is not None,
+        SELECTED=selected is not None,
+        WINDOWED=window is not None,
+        GATED=gates is not None,
+        STEP=tuning.merge_step,
+        **strides,
+        **parts,
+        **shape.values,
+        **constants,
+        **launch_options(tuning.merge_warps, 1, tuning),
+    )

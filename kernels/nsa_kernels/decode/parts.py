@@ -36,12 +36,12 @@ def tiles_per_split(tiles: tl.tensor, RULE: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def softmax_step(s: tl.tensor, m: tl.tensor, l: tl.tensor) -> tl.tensor:
+def softmax_step(s: tl.tensor, m: tl.tensor, z: tl.tensor) -> tl.tensor:
     """One more tile of logits s [M, N]: (weights, new maximum, new sum, factor of what was)."""
     top = tl.maximum(m, tl.max(s, 1))
     p = tl.exp2(s - top[:, None])
     shrink = tl.exp2(m - top)
-    return p, top, l * shrink + tl.sum(p, 1), shrink
+    return p, top, z * shrink + tl.sum(p, 1), shrink
 
 
 @triton.jit
@@ -82,17 +82,17 @@ def load_queries(
 @triton.jit
 def store_part(
     m_ptr: tl.tensor,
-    l_ptr: tl.tensor,
+    z_ptr: tl.tensor,
     part: tl.tensor,
     m: tl.tensor,
-    l: tl.tensor,
+    z: tl.tensor,
     G: tl.constexpr,
     GP: tl.constexpr,
 ) -> None:
     """Maximum and sum of one split, for every head of the group."""
     g = tl.arange(0, GP)
     tl.store(m_ptr + part * G + g, m, mask=g < G)
-    tl.store(l_ptr + part * G + g, l, mask=g < G)
+    tl.store(z_ptr + part * G + g, z, mask=g < G)
 
 
 @triton.jit
@@ -115,7 +115,7 @@ def store_values(
 @triton.jit
 def merged_softmax(
     m_ptr: tl.tensor,
-    l_ptr: tl.tensor,
+    z_ptr: tl.tensor,
     first: tl.tensor,
     splits: tl.tensor,
     G: tl.constexpr,
@@ -125,15 +125,15 @@ def merged_softmax(
     """Maximum [GP] over all splits of a row and 1 / sum [GP], 0 where nothing was read."""
     g = tl.arange(0, GP)
     m = tl.full([GP], LOW, tl.float32)
-    l = tl.zeros([GP], tl.float32)
+    z = tl.zeros([GP], tl.float32)
     for start in range(0, splits, STEP):
         split = start + tl.arange(0, STEP)
         at = (first + split)[:, None] * G + g[None, :]
         mask = (split < splits)[:, None] & (g < G)[None, :]
         split_m = tl.load(m_ptr + at, mask=mask, other=LOW)
-        split_l = tl.load(l_ptr + at, mask=mask, other=0.0)
+        split_z = tl.load(z_ptr + at, mask=mask, other=0.0)
         top = tl.maximum(m, tl.max(split_m, 0))
-        l = l * tl.exp2(m - top) + tl.sum(split_l * tl.exp2(split_m - top[None, :]), 0)
+        z = z * tl.exp2(m - top) + tl.sum(split_z * tl.exp2(split_m - top[None, :]), 0)
         m = top
-    some = (l != 0.0) & (g < G)
-    return m, tl.where(some, 1.0 / tl.where(some, l, 1.0), 0.0)
+    some = (z != 0.0) & (g < G)
+    return m, tl.where(some, 1.0 / tl.where(some, z, 1.0), 0.0)

@@ -47,7 +47,7 @@ class Tuning:
     )
     compressed_tile: int = 64
     compressed_warps: int = 4
-    compressed_stages: int = 3
+    compressed_stages: int = 5
     select_tile: int = 128
     """Blocks scored by one program, and candidates compared with each other at once."""
     select_warps: int = 4
@@ -64,7 +64,7 @@ class Tuning:
     )
     dense_tile: int = 64
     dense_warps: int = 4
-    dense_stages: int = 3
+    dense_stages: int = 5
     overlap_launches: bool = False
     """Programmatic dependent launch: a kernel's programs start before the last one has ended."""
     tile_bytes: int = 65536
@@ -90,6 +90,20 @@ def tile_for(wanted: int, dims: int, item_bytes: int, tuning: Tuning) -> int:
     while tile > 16 and tile * dims * item_bytes > tuning.tile_bytes:
         tile //= 2
     return tile
+
+
+def launch_size(warps: int, stages: int, group: int, tile_bytes: int) -> tuple[int, int]:
+    """(warps, stages) that fit: more warps for a wide group, no copies ahead of a huge tile."""
+    if padded(group) > 32:
+        warps = max(warps, 8)
+    return warps, stages if tile_bytes <= 1 << 17 else 1
+
+
+def attend_tile(block: int, wanted: int, split: int) -> tuple[int, bool]:
+    """Keys of a tile of the lists, and whether every tile lies within one block."""
+    if block >= 32 and block == power_of_two(block) and split % block == 0:
+        return min(wanted, block), True
+    return min(wanted, split), False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,13 +154,13 @@ class ListPlan:
     """Candidates compared with each other at once; more than twice the capacity."""
     max_blocks: int
     max_chunks: int
-    selected_splits: int
+    list_splits: int
+    """Of the blocks that only the selected branch reads; one of them exists if it reads any."""
     window_splits: int
-    """Equal to `selected_splits`, and for the same keys, where the branches share K/V."""
 
     @classmethod
-    def make(cls, spec: SparseSpec, max_context: int, shared: bool, tuning: Tuning) -> "ListPlan":
-        """`shared`: whether the selected branch and the window read the same caches."""
+    def make(cls, spec: SparseSpec, max_context: int, tuning: Tuning) -> "ListPlan":
+        """For contexts of up to `max_context` tokens."""
         block = spec.select_block
         max_blocks = max(-(-max_context // block), 1)
         extra = 0 if spec.forced_counted else spec.init_blocks + spec.local_blocks
@@ -155,14 +169,12 @@ class ListPlan:
         everything = -(-min(spec.dense_len, max_context) // block)
         selected = min(max(capacity, everything), max_blocks) if spec.uses[1] else 0
         window = min((spec.window + block - 2) // block + 1, max_blocks) if spec.uses[2] else 0
-        if shared:
-            selected = window = min(selected + window, max_blocks)
-        splits = [-(-blocks * block // tuning.attend_split) for blocks in (selected, window)]
+        split = tuning.attend_split
         return cls(
             capacity=capacity,
             tile=tile,
             max_blocks=max_blocks,
             max_chunks=-(-max_blocks // tile),
-            selected_splits=splits[0],
-            window_splits=splits[1],
+            list_splits=-(-selected * block // split),
+            window_splits=-(-window * block // split),
         )

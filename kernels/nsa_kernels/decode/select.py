@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from nsa_kernels.decode.compressed import LOGIT_MEAN, MAX_POOL, PROB_SUM
+from nsa_kernels.decode.compressed import MAX_POOL, PROB_SUM
 from nsa_kernels.decode.parts import (
     LOW,
     NO_KEY,
@@ -246,7 +246,7 @@ def finish(
 def choose_blocks(
     position_ptr: tl.tensor,
     m_ptr: tl.tensor,
-    l_ptr: tl.tensor,
+    z_ptr: tl.tensor,
     mass_ptr: tl.tensor,
     reference_ptr: tl.tensor,
     candidate_ptr: tl.tensor,
@@ -308,7 +308,7 @@ def choose_blocks(
     block = chunk * TILE + tl.arange(0, TILE)
     if MASS == PROB_SUM:
         splits = tl.maximum(tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0)
-        m, share = merged_softmax(m_ptr, l_ptr, pair * max_splits, splits, G, GP, STEP)
+        m, share = merged_softmax(m_ptr, z_ptr, pair * max_splits, splits, G, GP, STEP)
         score = mass_scores(
             mass_ptr,
             reference_ptr,

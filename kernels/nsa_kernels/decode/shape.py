@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.batch import DecodeRows
-from nsa_kernels.decode.plan import LOG2E, Tuning, padded
+from nsa_kernels.decode.plan import LOG2E, Tuning, launch_size, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,14 @@ class Shape:
         """Elements that one key and its value take in a tile."""
         return padded(self.head_dim) + padded(self.value_dim)
 
+    def launch(
+        self, warps: int, stages: int, tile: int, tuning: Tuning, *, follows: bool = True
+    ) -> dict[str, Any]:
+        """Launch options of a kernel that reads `tile` keys at once."""
+        tile_bytes = tile * self.tile_dims * self.item_bytes
+        warps, stages = launch_size(warps, stages, self.group, tile_bytes)
+        return launch_options(warps, stages, tuning, follows=follows)
+
     @property
     def keys(self) -> dict[str, int]:
         """The kernels' constants of the group and the keys."""
@@ -57,8 +65,8 @@ class Shape:
     def parts(self, splits: int, values: bool = True) -> "Parts":
         """Room for what the splits of one branch read."""
         pairs = (self.batch, self.kv_heads, splits, self.group)
-        m, l = (self.empty(*pairs) for _ in range(2))  # noqa: E741
-        return Parts(splits, m, l, self.empty(*pairs, self.value_dim) if values else None)
+        m, z = (self.empty(*pairs) for _ in range(2))
+        return Parts(splits, m, z, self.empty(*pairs, self.value_dim) if values else None)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that a kernel fills."""
@@ -71,7 +79,7 @@ class Parts:
 
     splits: int
     m: Tensor
-    l: Tensor  # noqa: E741
+    z: Tensor
     acc: Tensor | None
 
 
@@ -96,7 +104,9 @@ def query_arguments(q: Tensor, rows: DecodeRows, scale: float) -> dict[str, Any]
     }
 
 
-def launch_options(warps: int, stages: int, tuning: Tuning, follows: bool = True) -> dict[str, Any]:
+def launch_options(
+    warps: int, stages: int, tuning: Tuning, *, follows: bool = True
+) -> dict[str, Any]:
     """Of one kernel; `follows`: another of the step's kernels comes before it."""
     options: dict[str, Any] = {
         "num_warps": warps,
