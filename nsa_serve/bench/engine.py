@@ -25,7 +25,6 @@ from nsa_serve.errors import GenerationError
 from nsa_serve.params import SamplingParams
 
 _SEED = 0
-_WARM_UP_TOKENS = 4
 
 
 @dataclass(slots=True)
@@ -34,7 +33,6 @@ class _Running:
 
     times: list[float]
     num_tokens: int = 0
-    finished: bool = False
 
 
 class EngineBench:
@@ -50,30 +48,32 @@ class EngineBench:
         self._ids = iter(range(sys.maxsize))
 
     def latency(self, batch: int, input_len: int, output_len: int, repeats: int) -> LatencyPoint:
-        """One batch that starts together, several times after a short warm-up."""
+        """One batch that starts together, once to warm up and then several times."""
         point = LatencyPoint(batch=batch, input_len=input_len, output_len=output_len)
         if reason := self._does_not_fit(batch, input_len + output_len):
             return msgspec.structs.replace(point, skipped=reason)
-        self._run([input_len] * batch, [min(output_len, _WARM_UP_TOKENS)] * batch, batch)
+        self._run(self._requests([input_len] * batch, [output_len] * batch), batch)
         first, steps = [], []
         for _ in range(repeats):
+            requests = self._requests([input_len] * batch, [output_len] * batch)
             started = time.perf_counter()
-            requests = self._run([input_len] * batch, [output_len] * batch, batch)
-            first += [request.times[0] - started for request in requests]
-            steps += list(common_steps([request.times for request in requests]))
+            done = self._run(requests, batch)
+            first += [request.times[0] - started for request in done]
+            steps += list(common_steps([request.times for request in done]))
         return msgspec.structs.replace(point, first_token=spread(first), step=spread(steps))
 
     def throughput(self, input_lens: list[int], output_lens: list[int]) -> Throughput:
-        """All requests as fast as they are taken, after a short warm-up."""
+        """All requests as fast as they are taken, after some of them, as many as run at once."""
         batch = min(len(input_lens), self.info.max_num_seqs)
-        self._run(input_lens[:batch], [_WARM_UP_TOKENS] * batch, batch)
-        started = time.perf_counter()
+        self._run(self._requests(input_lens[:batch], output_lens[:batch]), batch)
+        requests = self._requests(input_lens, output_lens)
         queued = min(self._max_num_queued, self.info.max_num_seqs)
-        requests = self._run(input_lens, output_lens, self.info.max_num_seqs + queued)
+        started = time.perf_counter()
+        done = self._run(requests, self.info.max_num_seqs + queued)
         return Throughput(
-            num_prompts=len(requests),
+            num_prompts=len(done),
             input_tokens=sum(input_lens),
-            output_tokens=sum(request.num_tokens for request in requests),
+            output_tokens=sum(request.num_tokens for request in done),
             seconds=time.perf_counter() - started,
         )
 
@@ -108,26 +108,32 @@ class EngineBench:
             return f"the cache holds {self.info.num_pages * self.info.page_size} tokens"
         return ""
 
-    def _run(self, input_lens: list[int], output_lens: list[int], at_once: int) -> list[_Running]:
+    def _requests(self, input_lens: list[int], output_lens: list[int]) -> list[AddSequence]:
+        """Greedy requests of random tokens."""
+        vocabulary = range(self.info.vocab_size)
+        return [
+            AddSequence(
+                next(self._ids),
+                self._random.choices(vocabulary, k=input_len),
+                SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True),
+            )
+            for input_len, output_len in zip(input_lens, output_lens, strict=True)
+        ]
+
+    def _run(self, requests: list[AddSequence], at_once: int) -> list[_Running]:
         """Give the core at most so many requests at once, until all are done."""
-        waiting = list(zip(input_lens, output_lens, strict=True))[::-1]
-        requests: dict[int, _Running] = {}
+        waiting = requests[::-1]
+        running: dict[int, _Running] = {}
         num_running = 0
         while waiting or num_running:
             while waiting and num_running < at_once:
-                requests[self._add(*waiting.pop())] = _Running([])
+                self._core.add(waiting[-1])
+                running[waiting.pop().sequence_id] = _Running([])
                 num_running += 1
             outputs = self._core.step().outputs
             now = time.perf_counter()
-            num_running -= sum(_note(requests[o.sequence_id], o, now) for o in outputs)
-        return list(requests.values())
-
-    def _add(self, input_len: int, output_len: int) -> int:
-        sequence_id = next(self._ids)
-        prompt = self._random.choices(range(self.info.vocab_size), k=input_len)
-        params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
-        self._core.add(AddSequence(sequence_id, prompt, params, arrived=time.time()))
-        return sequence_id
+            num_running -= sum(_note(running[o.sequence_id], o, now) for o in outputs)
+        return list(running.values())
 
 
 def _note(request: _Running, output: SequenceOutput, now: float) -> bool:

@@ -238,6 +238,30 @@ def test_a_run_measures_every_point_and_counts_them() -> None:
     assert bench.report.implementation == "reference"
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the logarithm of 0 is meant
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for Triton's interpreter")
+def test_our_kernels_are_measured_in_the_interpreter_too() -> None:
+    options = KernelOptions((HeadShape(2, 1, 16, 16),), (1,), (80,), (40,), device="cpu")
+    bench = KernelBench(options, lambda _: None)
+    (layer,) = bench
+    assert bench.report.implementation == "triton"
+    for point in (*layer.decode, *layer.prefill):
+        assert point.nsa.us is not None, point.nsa.skipped
+        assert {name for name, side in point.dense.items() if side.us} == {"triton", "sdpa"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu() -> None:
+    heads = (HeadShape(32, 8, 128, 128), HeadShape(9, 3, 64, 64))
+    bench = KernelBench(KernelOptions(heads, (1, 8), (1024, 9000), (3000,)), lambda _: None)
+    for layer in bench:
+        for point in (*layer.decode, *layer.prefill):
+            assert point.nsa.us is not None, point.nsa.skipped
+            assert 0.8 * point.floor_us < point.nsa.us
+            assert point.dense["triton"].us is not None, point.dense["triton"].skipped
+            assert point.dense["sdpa"].us is not None, point.dense["sdpa"].skipped
+
+
 def test_no_gpu_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="bench kernels needs a GPU") as caught:
