@@ -59,6 +59,8 @@ def load_model_runner(config: EngineConfig) -> Runner:
     dtype = choose_dtype(config, device)
     model = attention_config(folder.config, config.attention)
     on_gpu = _uses_kernels(device)
+    if not on_gpu and config.dense_backend not in ("auto", "sdpa"):
+        raise ConfigError(f"dense_backend {config.dense_backend}: {why_no_kernels(device)}")
     info = RunnerInfo(
         model_name=folder.name,
         max_model_len=_max_model_len(config, model),
