@@ -28,15 +28,15 @@ def peak_bytes(device: torch.device, run: Callable[[], None]) -> int:
 
 
 def cache_bytes(
-    config: EngineConfig, device: torch.device, *, largest_step: int, decode_step: int
+    config: EngineConfig, device: torch.device, worst_step: int, decode_step: int
 ) -> int:
-    """Bytes that the caches may take, the weights being loaded. `largest_step` and `decode_step`
-    are peaks; graphs have a memory of their own, as large as a decode step's."""
+    """Bytes that the caches may take, the weights being loaded. The worst step and a decode step
+    were seen to need so many bytes; graphs have a memory of their own, like a decode step's."""
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     graphs = 0 if config.enforce_eager else decode_step + _GRAPH_BYTES
     reserved = int(total * (1.0 - config.gpu_memory_utilization))
-    steps = int(_MARGIN * largest_step) + graphs
+    steps = int(_MARGIN * worst_step) + graphs
     logger.info(
         "GPU memory: %.1f of %.1f GiB free, %.1f for steps, %.1f not to be used",
         free / GIB,

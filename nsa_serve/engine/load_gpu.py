@@ -38,9 +38,12 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
         kernels = layer_kernels(device, config.dense_backend)
     except BackendError as error:
         raise ConfigError(f"dense_backend {config.dense_backend}: {error}") from None
+    torch.cuda.set_device(device)
     trial = replace(info, num_pages=_TRIAL_PAGES)
-    runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
+    weights = torch.cuda.memory_allocated(device)
     try:
+        runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
+        buffers = torch.cuda.memory_allocated(device) - weights
         decode_step = peak_bytes(device, lambda: run(runner, trial.max_num_seqs, []))
         worst_step = peak_bytes(device, lambda: run_worst_step(runner))
     except torch.OutOfMemoryError:
@@ -51,7 +54,7 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
         ) from None
     run(runner, 1, [(0, 40)])  # kernels that only the beginning of a prompt launches
     del runner
-    free = cache_bytes(config, device, largest_step=worst_step, decode_step=decode_step)
+    free = cache_bytes(config, device, buffers + worst_step, decode_step)
     cost = cache_cost(decoder.config, info.page_size, dtype)
     num_pages = num_pages_that_fit(config, cost, info.max_model_len, free, info.max_num_seqs)
     info = replace(
