@@ -45,7 +45,8 @@ class XformersOps:
         heads, page_size = k.shape[1:3]
         group = num_heads // heads
         width = num_pages_for(rows.max_context, page_size)
-        table = head_page_table(rows.block_table[:, :width].clamp_min(0), heads)
+        padding = rows.positions[:, None] < 0  # they read the first key of the first page
+        table = head_page_table(rows.block_table[:, :width].masked_fill(padding, 0), heads)
         lengths = (rows.positions + 1).clamp_min(1).repeat_interleave(heads)
         out = self.fmha.memory_efficient_attention_forward(
             q.reshape(1, n * heads, 1, group, dim),
@@ -56,7 +57,7 @@ class XformersOps:
             op=self.fmha.triton_splitk.FwOp,
         )
         out = out.view(n, num_heads, dim)
-        return out.masked_fill_(rows.positions[:, None, None] < 0, 0.0)
+        return out.masked_fill_(padding[:, None], 0.0)
 
     def prefill(
         self,
