@@ -16,6 +16,7 @@ from nsa_serve.engine.inputs import SlotRule
 
 Ints = NDArray[np.int32]
 Longs = NDArray[np.int64]
+_TYPES = {np.dtype(np.int32): torch.int32, np.dtype(np.int64): torch.int64}
 _ALIGNMENT = 16
 _NUM_STAGING = 4
 """Copies that may be on their way at once: what a step needs, and one that runs ahead."""
@@ -147,9 +148,8 @@ def _layout(arrays: SequenceOf[NDArray[np.generic]]) -> tuple[list[int], int]:
 def _views(
     memory: Tensor, arrays: SequenceOf[NDArray[np.generic]], offsets: list[int]
 ) -> list[Tensor]:
-    types = {"int32": torch.int32, "int64": torch.int64}
     return [
-        memory[offset : offset + array.nbytes].view(types[array.dtype.name])
+        memory[offset : offset + array.nbytes].view(_TYPES[array.dtype])
         for array, offset in zip(arrays, offsets, strict=True)
     ]
 

@@ -17,6 +17,7 @@ more than the last token's number before the next can be sampled: penalties, log
 
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,6 +38,24 @@ from nsa_serve.model.device import DeviceAttention, DeviceContext
 from nsa_serve.params import SamplingParams
 
 
+@dataclass(slots=True)
+class _Known:
+    """A sequence that was added."""
+
+    state: SamplingState
+    may_run_ahead: bool
+    """Whether the number of its last token is all that the next one's sampling must know."""
+    position: int = -1
+    """Of the token sampled last."""
+    token_id: int = -1
+
+    def is_of(self, item: ScheduledSequence) -> bool:
+        """Whether an item computes the token sampled last."""
+        return (
+            item.start == self.position and item.sequence.token_ids[self.position] == self.token_id
+        )
+
+
 class GpuRunner:
     """Implements `Runner` over a decoder and its caches on a GPU."""
 
@@ -55,7 +74,7 @@ class GpuRunner:
         self._device = layers.caches[0].k.device
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
-        self._states: dict[int, SamplingState] = {}
+        self._known: dict[int, _Known] = {}
         self._upload = Uploader(self._device)
         width = -(-info.max_model_len // info.page_size)
         self._tables = BlockTables(info.max_num_seqs, width, self._device)
@@ -74,8 +93,6 @@ class GpuRunner:
             use_graphs=use_graphs,
         )
         self._ahead: Launched | None = None
-        self._sampled: dict[int, tuple[int, int]] = {}
-        """By sequence: the position and number of the token sampled last."""
 
     @property
     def info(self) -> RunnerInfo:
@@ -94,14 +111,12 @@ class GpuRunner:
 
     def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
         """Make a sequence known."""
-        self._states[sequence_id] = sampling_state(
-            params, prompt_token_ids, self._info.eos_token_ids
-        )
+        state = sampling_state(params, prompt_token_ids, self._info.eos_token_ids)
+        self._known[sequence_id] = _Known(state, state.plain and params.logprobs is None)
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
-        self._states.pop(sequence_id, None)
-        self._sampled.pop(sequence_id, None)
+        self._known.pop(sequence_id, None)
         self._tables.release(sequence_id)
 
     @torch.inference_mode()
@@ -137,7 +152,7 @@ class GpuRunner:
                 self._collect_chunks(launched.chunks, result)
             self._collect(launched, range(len(launched.rows)), result)
         for sequence_id, logprobs in result.prompt_logprobs.items():
-            self._states[sequence_id].num_prompt_logprobs += len(logprobs)
+            self._known[sequence_id].state.num_prompt_logprobs += len(logprobs)
         return result
 
     def _is_plain_row(self, item: ScheduledSequence) -> bool:
@@ -145,8 +160,8 @@ class GpuRunner:
         if item.num_tokens > 1 or not item.samples:
             return False
         sequence = item.sequence
-        asks_prompt = self._states[sequence.sequence_id].params.prompt_logprobs is not None
-        return not asks_prompt or item.start >= sequence.num_prompt_tokens
+        params = self._known[sequence.sequence_id].state.params
+        return params.prompt_logprobs is None or item.start >= sequence.num_prompt_tokens
 
     def _split(
         self, items: list[ScheduledSequence], ahead: Launched | None
@@ -158,13 +173,11 @@ class GpuRunner:
         wanted: list[int] = []
         rest: list[ScheduledSequence] = []
         for item in items:
-            sequence = item.sequence
-            place = places.get(sequence.sequence_id)
+            place = places.get(item.sequence.sequence_id)
             if (
                 place is not None
                 and ahead.rows[place].is_all_of(item)
-                and self._sampled.get(sequence.sequence_id)
-                == (item.start, sequence.token_ids[item.start])
+                and self._known[item.sequence.sequence_id].is_of(item)
             ):
                 wanted.append(place)
             else:
@@ -178,16 +191,12 @@ class GpuRunner:
         rows: list[Row] = []
         limit, page_size = self._info.max_model_len, self._info.page_size
         for item in items:
-            sequence = item.sequence
-            if not item.samples:
+            sequence, end = item.sequence, item.start + item.num_tokens
+            if end < len(sequence.token_ids) or not self._known[sequence.sequence_id].may_run_ahead:
                 return []
-            state = self._states[sequence.sequence_id]
-            if not state.plain or state.params.logprobs is not None:
-                return []
-            length = item.end + 1
-            ends = length - sequence.num_prompt_tokens >= sequence.max_output_tokens
-            if not ends and length < limit and item.end < len(sequence.pages) * page_size:
-                rows.append(Row(sequence, item.end, sequence.pages))
+            goes_on = end + 1 < min(limit, sequence.num_prompt_tokens + sequence.max_output_tokens)
+            if goes_on and end < len(sequence.pages) * page_size:
+                rows.append(Row(sequence, end, sequence.pages))
         return rows
 
     def _launch_rows(self, rows: list[Row], *, from_device: bool) -> Launched:
@@ -243,7 +252,7 @@ class GpuRunner:
     def _sample(self, rows: list[Row], table_rows: Tensor, logits: Tensor) -> Download:
         """Sample each row's next token: its number stays here for the next step, and is on its
         way to the host."""
-        states = [self._states[row.sequence.sequence_id] for row in rows]
+        states = [self._known[row.sequence.sequence_id].state for row in rows]
         outputs: list[SequenceOf[int]] = [
             range(row.position + 1 - row.sequence.num_prompt_tokens)
             if state.plain
@@ -264,7 +273,7 @@ class GpuRunner:
             if not finite[own].all():
                 self._fail(item.sequence, item.start, result)
                 continue
-            state = self._states[item.sequence.sequence_id]
+            state = self._known[item.sequence.sequence_id].state
             logprobs = prompt_logprobs(self._decoder, item, chunks.hidden[own], state)
             if logprobs:
                 result.prompt_logprobs[item.sequence.sequence_id] = logprobs
@@ -283,8 +292,9 @@ class GpuRunner:
                 self._fail(row.sequence, row.position, result)
                 continue
             result.token_ids[sequence_id] = token
-            self._sampled[sequence_id] = (row.position + 1, token)
-            num_top = self._states[sequence_id].params.logprobs
+            known = self._known[sequence_id]
+            known.position, known.token_id = row.position + 1, token
+            num_top = known.state.params.logprobs
             if num_top is not None:
                 assert launched.logits is not None
                 logits = launched.logits[i : i + 1]
