@@ -7,7 +7,7 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
 
-.PHONY: serve test test-slow lint check bench-cpu perplexity clean help
+.PHONY: serve test test-slow lint check bench-cpu bench-gpu perplexity clean help
 
 serve: $(VENV)/.serve ## set up everything and serve the built-in model on 127.0.0.1:8000
 	$(BIN)/nsa-serve serve --host $(HOST) --port $(PORT) $(ARGS)
@@ -30,6 +30,10 @@ perplexity: $(VENV)/.serve ## the built-in model, dense and NSA, on 4,096 tokens
 
 bench-cpu: $(VENV)/.bench ## this engine beside transformers on this CPU
 	$(BIN)/python benchmarks/cpu.py
+
+bench-gpu: $(VENV)/.bench ## attention layers beside dense attention on this GPU, into docs/gpu.md
+	$(BIN)/nsa-serve bench kernels --heads all --output benchmarks/results/gpu-kernels.json
+	$(BIN)/python -m benchmarks.gpu_plots
 
 $(VENV)/.python: scripts/make_venv.sh
 	sh scripts/make_venv.sh $(VENV)

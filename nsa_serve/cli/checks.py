@@ -129,8 +129,10 @@ def check_xformers(name: str) -> Finding:
 
     has_runtime = xformers_ops.preload_cudart()
     if reason := xformers_ops.missing_operators():
+        import torch
+
         advice = "dense attention runs without it"
-        if not has_runtime:
+        if torch.version.cuda and not has_runtime:
             advice = f"install nvidia-cuda-runtime-cu12, which its wheel needs; {advice}"
         return Finding(name, "warning", reason, advice)
     return Finding(name, "ok", importlib.metadata.version("xformers"))

@@ -124,15 +124,21 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("cause", "status", "detail"),
+    ("cause", "cuda", "status", "detail"),
     [
-        (None, "ok", "0.0.35"),
-        (OSError("libcudart.so.12:\n no file"), "warning", "libcudart.so.12: no file"),
+        (None, "13.0", "ok", "0.0.35"),
+        (OSError("libcudart.so.12:\n no file"), "13.0", "warning", "libcudart.so.12: no file"),
+        (OSError("libc10_cuda.so: no file"), None, "warning", "libc10_cuda.so: no file"),
     ],
 )
 def test_xformers_without_operators_gives_the_reason(
-    cause: Exception | None, status: str, detail: str, monkeypatch: pytest.MonkeyPatch
+    cause: Exception | None,
+    cuda: str | None,
+    status: str,
+    detail: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
     library = ModuleType("xformers._cpp_lib")
     error = None if cause is None else RuntimeError("cannot load C++ extensions")
     if error is not None:
@@ -152,7 +158,8 @@ def test_xformers_without_operators_gives_the_reason(
     assert finding.status == status
     assert detail in finding.detail
     assert "\n" not in finding.detail
-    assert ("nvidia-cuda-runtime-cu12" in finding.advice) is (status == "warning")
+    helps = status == "warning" and cuda is not None
+    assert ("nvidia-cuda-runtime-cu12" in finding.advice) is helps
 
 
 def test_a_cpu_without_int8_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
