@@ -20,7 +20,7 @@ from nsa_kernels.decode.parts import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row", "max_window_splits", "max_selected_splits"])
 def attend_blocks(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,

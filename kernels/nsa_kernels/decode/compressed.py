@@ -44,7 +44,7 @@ def spill_weight(
     return tl.maximum(end - place - (back - 1) * PER_BLOCK, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row", "max_splits", "max_tiles"])
 def attend_slots(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -215,7 +215,7 @@ def store_mass(
         tl.store(ptr + back * spill_stride + at, tl.sum(weighted, 2), mask=g < G)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_row", "max_splits", "max_tiles"])
 def pool_slots(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,

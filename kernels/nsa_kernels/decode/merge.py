@@ -57,7 +57,7 @@ def weight_of(gate_ptr: tl.tensor, SIGMOID: tl.constexpr) -> tl.tensor:
     return gate
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["compressed_splits", "selected_splits", "window_splits"])
 def merge_branches(
     position_ptr: tl.tensor,
     gate_ptr: tl.tensor,

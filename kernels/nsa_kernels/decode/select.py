@@ -242,7 +242,7 @@ def finish(
     tl.store(count_ptr + pair, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_splits", "max_tiles", "max_chunks"])
 def choose_blocks(
     position_ptr: tl.tensor,
     m_ptr: tl.tensor,
