@@ -1,7 +1,5 @@
 """The gated activation of an MLP."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -34,9 +32,9 @@ def act_mul(gate_up: Tensor, act: Activation) -> Tensor:
 
 @triton.jit
 def _act_mul_kernel(
-    gate_up: Any,
-    out: Any,
-    stride: Any,
+    gate_up: tl.tensor,
+    out: tl.tensor,
+    stride: tl.tensor,
     INNER: tl.constexpr,
     ACT: tl.constexpr,
     TILE: tl.constexpr,

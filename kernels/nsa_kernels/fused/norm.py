@@ -1,7 +1,5 @@
 """RMSNorm of a residual stream, joined with the sum before it."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -42,13 +40,13 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
 
 @triton.jit
 def _norm_kernel(
-    x: Any,
-    delta: Any,
-    weight: Any,
-    out: Any,
-    x_stride: Any,
-    delta_stride: Any,
-    eps: Any,
+    x: tl.tensor,
+    delta: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    x_stride: tl.tensor,
+    delta_stride: tl.tensor,
+    eps: tl.tensor,
     HIDDEN: tl.constexpr,
     TILE: tl.constexpr,
     ADD: tl.constexpr,

@@ -1,8 +1,6 @@
 """Rows of logits in chunks, many programs to a row: the highest logit, the weights, and the
 candidates of top-k and top-p."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -17,14 +15,14 @@ def chunk_for(vocab_size: int) -> int:
 
 
 @triton.jit
-def weights_of(x: Any, best: Any, temperature: Any) -> Any:
+def weights_of(x: tl.tensor, best: tl.tensor, temperature: tl.tensor) -> tl.tensor:
     """exp((x − best) / temperature), and 2^42 of it as an integer."""
     weights = tl.exp(tl.div_rn(x - best, temperature))
     return weights, (weights * 4398046511104.0).to(tl.int64)
 
 
 @triton.jit
-def order_keys(x: Any) -> Any:
+def order_keys(x: tl.tensor) -> tl.tensor:
     """int32 that order as the floats do."""
     x = tl.where(x == 0.0, 0.0, x)  # −0 is 0
     bits = x.to(tl.int32, bitcast=True)
@@ -32,7 +30,9 @@ def order_keys(x: Any) -> Any:
 
 
 @triton.jit
-def row_best(best: Any, row: Any, num_chunks: Any, CHUNKS: tl.constexpr) -> Any:
+def row_best(
+    best: tl.tensor, row: tl.tensor, num_chunks: tl.tensor, CHUNKS: tl.constexpr
+) -> tl.tensor:
     """(highest logit of a row, whether it is a number, each chunk's highest)."""
     chunks = tl.arange(0, CHUNKS)
     values = tl.load(
@@ -46,12 +46,12 @@ def row_best(best: Any, row: Any, num_chunks: Any, CHUNKS: tl.constexpr) -> Any:
 
 @triton.jit(do_not_specialize=["num_rows"])
 def best_kernel(
-    logits: Any,
-    stride: Any,
-    best: Any,
-    best_ids: Any,
-    num_rows: Any,
-    num_chunks: Any,
+    logits: tl.tensor,
+    stride: tl.tensor,
+    best: tl.tensor,
+    best_ids: tl.tensor,
+    num_rows: tl.tensor,
+    num_chunks: tl.tensor,
     VOCAB: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
@@ -70,26 +70,38 @@ def best_kernel(
 
 @triton.jit
 def _candidates(
-    logits: Any, stride: Any, params: Any, num_rows: Any, row: Any, chunk: Any, highest: Any,
-    bests: Any, VOCAB: tl.constexpr, CHUNK: tl.constexpr, FILTERED: tl.constexpr,
-) -> Any:  # fmt: skip
+    logits: tl.tensor,
+    stride: tl.tensor,
+    table: tl.tensor,
+    num_rows: tl.tensor,
+    row: tl.tensor,
+    chunk: tl.tensor,
+    highest: tl.tensor,
+    bests: tl.tensor,
+    VOCAB: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FILTERED: tl.constexpr,
+) -> tl.tensor:
     """A chunk's logits, their masses after min-p, and which of them top-k or top-p may keep."""
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     x = tl.load(logits + row * stride + ids, mask=ids < VOCAB, other=-float("inf")).to(tl.float32)
-    temperature = tl.load(params + row).to(tl.float32)
+    temperature = tl.load(table + row).to(tl.float32)
     temperature = tl.maximum(temperature, 1.1754943508222875e-38)
-    min_p = tl.load(params + 3 * num_rows + row).to(tl.float32)
+    min_p = tl.load(table + 3 * num_rows + row).to(tl.float32)
     weights, masses = weights_of(x, highest, temperature)
     masses = tl.where(weights >= min_p, masses, 0)
     wanted = masses > 0
     if FILTERED:
-        top_k = tl.load(params + num_rows + row)
-        top_p = tl.load(params + 2 * num_rows + row)
+        top_k = tl.load(table + num_rows + row)
+        top_p = tl.load(table + 2 * num_rows + row)
         # The k-th highest logit is no lower than the k-th highest chunk's highest.
         higher = tl.sum((bests[None, :] > bests[:, None]).to(tl.int32), 1)
         bound = tl.min(tl.where((higher < top_k) & (bests == bests), bests, float("inf")), 0)
-        bound = tl.where((top_k > 0) & (top_k <= tl.sum((bests > -float("inf")).to(tl.int32), 0)),
-                         bound, -float("inf"))  # fmt: skip
+        bound = tl.where(
+            (top_k > 0) & (top_k <= tl.sum((bests > -float("inf")).to(tl.int32), 0)),
+            bound,
+            -float("inf"),
+        )
         # All tokens of less than this weight together are less than what top-p removes; half of
         # it is beyond the doubts of rounding. Top-k first needs the mass of what it keeps.
         least = tl.where(top_k > 0, 0.0, 0.5 * (1.0 - top_p) / VOCAB).to(tl.float32)
@@ -99,14 +111,14 @@ def _candidates(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def mass_kernel(
-    logits: Any,
-    stride: Any,
-    params: Any,
-    best: Any,
-    mass: Any,
-    counts: Any,
-    num_rows: Any,
-    num_chunks: Any,
+    logits: tl.tensor,
+    stride: tl.tensor,
+    table: tl.tensor,
+    best: tl.tensor,
+    mass: tl.tensor,
+    counts: tl.tensor,
+    num_rows: tl.tensor,
+    num_chunks: tl.tensor,
     VOCAB: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -116,9 +128,9 @@ def mass_kernel(
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     highest, finite, bests = row_best(best, row, num_chunks, CHUNKS)
-    if finite & (tl.load(params + row) > 0.0):
+    if finite & (tl.load(table + row) > 0.0):
         _ids, _x, masses, wanted = _candidates(
-            logits, stride, params, num_rows, row, chunk, highest, bests, VOCAB, CHUNK, FILTERED
+            logits, stride, table, num_rows, row, chunk, highest, bests, VOCAB, CHUNK, FILTERED
         )
         tl.store(mass + row * num_chunks + chunk, tl.sum(masses, 0))
         tl.store(counts + row * num_chunks + chunk, tl.sum(wanted.to(tl.int32), 0))
@@ -126,15 +138,15 @@ def mass_kernel(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def pack_kernel(
-    logits: Any,
-    stride: Any,
-    params: Any,
-    best: Any,
-    counts: Any,
-    packed: Any,
-    packed_ids: Any,
-    num_rows: Any,
-    num_chunks: Any,
+    logits: tl.tensor,
+    stride: tl.tensor,
+    table: tl.tensor,
+    best: tl.tensor,
+    counts: tl.tensor,
+    packed: tl.tensor,
+    packed_ids: tl.tensor,
+    num_rows: tl.tensor,
+    num_chunks: tl.tensor,
     VOCAB: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -144,14 +156,14 @@ def pack_kernel(
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     highest, finite, bests = row_best(best, row, num_chunks, CHUNKS)
-    top_k = tl.load(params + num_rows + row)
-    top_p = tl.load(params + 2 * num_rows + row)
-    if finite & (tl.load(params + row) > 0.0) & ((top_k > 0) | (top_p < 1.0)):
+    top_k = tl.load(table + num_rows + row)
+    top_p = tl.load(table + 2 * num_rows + row)
+    if finite & (tl.load(table + row) > 0.0) & ((top_k > 0) | (top_p < 1.0)):
         chunks = tl.arange(0, CHUNKS)
         numbers = tl.load(counts + row * num_chunks + chunks, mask=chunks < num_chunks, other=0)
         if tl.sum(numbers, 0) <= ROOM:
             ids, x, _masses, wanted = _candidates(
-                logits, stride, params, num_rows, row, chunk, highest, bests, VOCAB, CHUNK, True
+                logits, stride, table, num_rows, row, chunk, highest, bests, VOCAB, CHUNK, True
             )
             first = tl.sum(tl.where(chunks < chunk, numbers, 0), 0)
             place = row * ROOM + first + tl.cumsum(wanted.to(tl.int32), 0) - 1

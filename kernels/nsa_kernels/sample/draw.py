@@ -1,7 +1,5 @@
 """Drawing a token from each row: exact top-k and top-p without a sort, no word to the host."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -101,19 +99,19 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Drawn:
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _draw_kernel(
-    logits: Any,
-    stride: Any,
-    params: Any,
-    best: Any,
-    best_ids: Any,
-    mass: Any,
-    counts: Any,
-    packed: Any,
-    packed_ids: Any,
-    token_ids: Any,
-    finite: Any,
-    num_rows: Any,
-    num_chunks: Any,
+    logits: tl.tensor,
+    stride: tl.tensor,
+    table: tl.tensor,
+    best: tl.tensor,
+    best_ids: tl.tensor,
+    mass: tl.tensor,
+    counts: tl.tensor,
+    packed: tl.tensor,
+    packed_ids: tl.tensor,
+    token_ids: tl.tensor,
+    finite: tl.tensor,
+    num_rows: tl.tensor,
+    num_chunks: tl.tensor,
     VOCAB: tl.constexpr,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
@@ -131,13 +129,13 @@ def _draw_kernel(
     token = tl.min(tl.where((bests == highest) & inside, places, VOCAB - 1), 0)
     tl.store(finite + row, is_finite)
     if RANDOM:
-        temperature = tl.load(params + row).to(tl.float32)
+        temperature = tl.load(table + row).to(tl.float32)
         if is_finite & (temperature > 0.0):
             temperature = tl.maximum(temperature, 1.1754943508222875e-38)
-            top_k = tl.load(params + num_rows + row).to(tl.int64)
-            top_p = tl.load(params + 2 * num_rows + row)
-            min_p = tl.load(params + 3 * num_rows + row).to(tl.float32)
-            number = tl.load(params + 4 * num_rows + row)
+            top_k = tl.load(table + num_rows + row).to(tl.int64)
+            top_p = tl.load(table + 2 * num_rows + row)
+            min_p = tl.load(table + 3 * num_rows + row).to(tl.float32)
+            number = tl.load(table + 4 * num_rows + row)
             masses = tl.load(mass + row * num_chunks + chunks, mask=inside, other=0)
             total = tl.sum(masses, 0)
             source = logits + row * stride
@@ -147,15 +145,31 @@ def _draw_kernel(
                     count = tl.sum(numbers, 0)
                     if count <= ROOM:
                         place = _draw_filtered(
-                            packed + row * ROOM, count, total, top_k, top_p, number,
-                            highest, temperature, min_p, SMALL,
-                        )  # fmt: skip
+                            packed + row * ROOM,
+                            count,
+                            total,
+                            top_k,
+                            top_p,
+                            number,
+                            highest,
+                            temperature,
+                            min_p,
+                            SMALL,
+                        )
                         token = tl.load(packed_ids + row * ROOM + place)
                     else:
                         token = _draw_filtered(
-                            source, VOCAB, total, top_k, top_p, number,
-                            highest, temperature, min_p, LARGE,
-                        )  # fmt: skip
+                            source,
+                            VOCAB,
+                            total,
+                            top_k,
+                            top_p,
+                            number,
+                            highest,
+                            temperature,
+                            min_p,
+                            LARGE,
+                        )
                 else:
                     token = _draw_from_chunks(
                         source, masses, number, highest, temperature, min_p, VOCAB, CHUNK, CHUNKS
@@ -169,9 +183,16 @@ def _draw_kernel(
 
 @triton.jit
 def _draw_from_chunks(
-    source: Any, masses: Any, number: Any, highest: Any, temperature: Any, min_p: Any,
-    VOCAB: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
-) -> Any:  # fmt: skip
+    source: tl.tensor,
+    masses: tl.tensor,
+    number: tl.tensor,
+    highest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    VOCAB: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+) -> tl.tensor:
     """The token of an unfiltered row: its chunk by the masses of all, its place within that."""
     target = _share(number, tl.sum(masses, 0))
     chunk = tl.sum((tl.cumsum(masses, 0) <= target).to(tl.int32), 0)
@@ -182,16 +203,24 @@ def _draw_from_chunks(
 
 
 @triton.jit
-def _share(number: Any, total: Any) -> Any:
+def _share(number: tl.tensor, total: tl.tensor) -> tl.tensor:
     """A number in [0, 1) of the total, below it even where the product is rounded up."""
     return tl.minimum((number * total.to(tl.float64)).to(tl.int64), total - 1)
 
 
 @triton.jit
 def _draw_filtered(
-    source: Any, count: Any, total: Any, top_k: Any, top_p: Any, number: Any,
-    highest: Any, temperature: Any, min_p: Any, TILE: tl.constexpr,
-) -> Any:  # fmt: skip
+    source: tl.tensor,
+    count: tl.tensor,
+    total: tl.tensor,
+    top_k: tl.tensor,
+    top_p: tl.tensor,
+    number: tl.tensor,
+    highest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    TILE: tl.constexpr,
+) -> tl.tensor:
     """The place among `count` logits at which what top-k and top-p keep, in the order of ids,
     reaches the number. `total` is the mass that min-p leaves of the whole row."""
     lowest = tl.full([], -2147483648, tl.int32)
@@ -223,9 +252,16 @@ def _draw_filtered(
 
 @triton.jit
 def _border(
-    source: Any, count: Any, limit: Any, top: Any, highest: Any, temperature: Any, min_p: Any,
-    BY_COUNT: tl.constexpr, TILE: tl.constexpr,
-) -> Any:  # fmt: skip
+    source: tl.tensor,
+    count: tl.tensor,
+    limit: tl.tensor,
+    top: tl.tensor,
+    highest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    BY_COUNT: tl.constexpr,
+    TILE: tl.constexpr,
+) -> tl.tensor:
     """The lowest key above which there are fewer than `limit` candidates, or less mass: (key,
     number above it, mass above it). There must be as much as `limit` in all."""
     low = order_keys(highest - 30.0 * temperature)  # below it no weight is more than 0
@@ -247,9 +283,14 @@ def _border(
 
 @triton.jit
 def _above(
-    source: Any, count: Any, key: Any, highest: Any, temperature: Any, min_p: Any,
+    source: tl.tensor,
+    count: tl.tensor,
+    key: tl.tensor,
+    highest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
     TILE: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:
     """Of candidates above a key: (number, mass, lowest key); and the highest key at or below."""
     places = tl.arange(0, TILE)
     some = tl.zeros([TILE], tl.int32)
@@ -274,8 +315,13 @@ def _above(
 
 @triton.jit
 def _tile(
-    source: Any, places: Any, count: Any, highest: Any, temperature: Any, min_p: Any
-) -> Any:  # fmt: skip
+    source: tl.tensor,
+    places: tl.tensor,
+    count: tl.tensor,
+    highest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+) -> tl.tensor:
     """Keys and masses of some logits, 0 where min-p removes them."""
     x = tl.load(source + places, mask=places < count, other=-float("inf")).to(tl.float32)
     weights, masses = weights_of(x, highest, temperature)
@@ -283,7 +329,7 @@ def _tile(
 
 
 @triton.jit
-def _mass_at(key: Any, highest: Any, temperature: Any) -> Any:
+def _mass_at(key: tl.tensor, highest: tl.tensor, temperature: tl.tensor) -> tl.tensor:
     """Mass of a candidate with this key."""
     bits = tl.where(key < 0, key ^ 0x7FFFFFFF, key)
     _weights, masses = weights_of(bits.to(tl.float32, bitcast=True), highest, temperature)
@@ -292,9 +338,16 @@ def _mass_at(key: Any, highest: Any, temperature: Any) -> Any:
 
 @triton.jit
 def _find(
-    source: Any, count: Any, target: Any, last: Any, ties: Any, highest: Any, temperature: Any,
-    min_p: Any, TILE: tl.constexpr,
-) -> Any:  # fmt: skip
+    source: tl.tensor,
+    count: tl.tensor,
+    target: tl.tensor,
+    last: tl.tensor,
+    ties: tl.tensor,
+    highest: tl.tensor,
+    temperature: tl.tensor,
+    min_p: tl.tensor,
+    TILE: tl.constexpr,
+) -> tl.tensor:
     """The first place up to which what is kept has more mass than the target."""
     place = tl.full([], -1, tl.int32)
     start = tl.full([], 0, tl.int32)

@@ -1,7 +1,6 @@
 """φ that are a sum over the window, mean or weighted: the part the writing kernels compute."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -44,22 +43,22 @@ class RowSlots:
 
 
 @triton.jit
-def rotate_pairs(a: Any, b: Any, cos: Any, sin: Any) -> Any:
+def rotate_pairs(a: tl.tensor, b: tl.tensor, cos: tl.tensor, sin: tl.tensor) -> tl.tensor:
     """Both places of each pair, turned."""
     return a * cos - b * sin, b * cos + a * sin
 
 
 @triton.jit
 def average_columns(
-    cache: Any,
-    table: Any,
-    weights: Any,
-    bias: Any,
-    newest: Any,
-    slot: Any,
-    heads: Any,
-    columns: Any,
-    mask: Any,
+    cache: tl.tensor,
+    table: tl.tensor,
+    weights: tl.tensor,
+    bias: tl.tensor,
+    newest: tl.tensor,
+    slot: tl.tensor,
+    heads: tl.tensor,
+    columns: tl.tensor,
+    mask: tl.tensor,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     PAGE: tl.constexpr,
@@ -68,22 +67,24 @@ def average_columns(
     HAS_NEWEST: tl.constexpr,
     WEIGHTED: tl.constexpr,
     BIASED: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Columns of one slot of some heads, [heads, columns] float32.
 
     Token after token, so that whichever kernel sums gets the same bits. `newest`, where given,
     stands for the slot's last token, which another program may not have written yet.
     """
     total = tl.zeros(mask.shape, tl.float32)
-    for stride in tl.static_range(BLOCK // STRIDE):
+    for stride in range(BLOCK // STRIDE):
         start = (slot + 1) * STRIDE - BLOCK + stride * STRIDE
         page = tl.load(table + start // PAGE, mask=start >= 0, other=0).to(tl.int64)
         run = ((page * KV_HEADS + heads) * PAGE + start % PAGE) * DIM
         place = cache + run[:, None] + columns[None, :]
         exists = mask & ((start + heads * 0) >= 0)[:, None]
         for i in tl.static_range(STRIDE):
-            if HAS_NEWEST and (stride + 1) * STRIDE == BLOCK and i + 1 == STRIDE:
-                token = newest
+            if HAS_NEWEST and i + 1 == STRIDE:
+                older = mask & ((heads * 0 + stride + 1) < BLOCK // STRIDE)[:, None]
+                token = tl.load(place + i * DIM, mask=exists & older, other=0.0)
+                token = tl.where(older, token, newest)
             else:
                 token = tl.load(place + i * DIM, mask=exists, other=0.0)
             token = token.to(tl.float32)
@@ -100,9 +101,14 @@ def average_columns(
 
 @triton.jit
 def rotation_at_start(
-    cos_sin: Any, slot: Any, pairs: Any, mask: Any, HALF: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr,
-) -> Any:  # fmt: skip
+    cos_sin: tl.tensor,
+    slot: tl.tensor,
+    pairs: tl.tensor,
+    mask: tl.tensor,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+) -> tl.tensor:
     """cos and sin [1, pairs] at the first token of a slot; before token 0 the angle is negative."""
     first = (slot + 1) * STRIDE - BLOCK
     row = cos_sin + tl.abs(first).to(tl.int64) * (2 * HALF) + pairs

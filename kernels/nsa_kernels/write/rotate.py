@@ -2,7 +2,6 @@
 queries: one launch for T tokens."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -168,45 +167,45 @@ def rotate_and_write(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _write_kernel(
-    q: Any,
-    k: Any,
-    v: Any,
-    k_window: Any,
-    v_window: Any,
-    k_phi: Any,
-    v_phi: Any,
-    q_stride: Any,
-    k_stride: Any,
-    v_stride: Any,
-    k_window_stride: Any,
-    v_window_stride: Any,
-    k_phi_stride: Any,
-    v_phi_stride: Any,
-    cos_sin: Any,
-    positions: Any,
-    token_rows: Any,
-    q_weight: Any,
-    k_weight: Any,
-    eps: Any,
-    out: Any,
-    raw_queries: Any,
-    k_cache: Any,
-    v_cache: Any,
-    k_window_cache: Any,
-    v_window_cache: Any,
-    k_phi_cache: Any,
-    v_phi_cache: Any,
-    k_compressed: Any,
-    v_compressed: Any,
-    block_table: Any,
-    table_stride: Any,
-    row_positions: Any,
-    num_rows: Any,
-    k_phi_weights: Any,
-    k_phi_bias: Any,
-    slot_cos_sin: Any,
-    v_phi_weights: Any,
-    v_phi_bias: Any,
+    q: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    k_window: tl.tensor,
+    v_window: tl.tensor,
+    k_phi: tl.tensor,
+    v_phi: tl.tensor,
+    q_stride: tl.tensor,
+    k_stride: tl.tensor,
+    v_stride: tl.tensor,
+    k_window_stride: tl.tensor,
+    v_window_stride: tl.tensor,
+    k_phi_stride: tl.tensor,
+    v_phi_stride: tl.tensor,
+    cos_sin: tl.tensor,
+    positions: tl.tensor,
+    token_rows: tl.tensor,
+    q_weight: tl.tensor,
+    k_weight: tl.tensor,
+    eps: tl.tensor,
+    out: tl.tensor,
+    raw_queries: tl.tensor,
+    k_cache: tl.tensor,
+    v_cache: tl.tensor,
+    k_window_cache: tl.tensor,
+    v_window_cache: tl.tensor,
+    k_phi_cache: tl.tensor,
+    v_phi_cache: tl.tensor,
+    k_compressed: tl.tensor,
+    v_compressed: tl.tensor,
+    block_table: tl.tensor,
+    table_stride: tl.tensor,
+    row_positions: tl.tensor,
+    num_rows: tl.tensor,
+    k_phi_weights: tl.tensor,
+    k_phi_bias: tl.tensor,
+    slot_cos_sin: tl.tensor,
+    v_phi_weights: tl.tensor,
+    v_phi_bias: tl.tensor,
     POSITIONS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NORM: tl.constexpr,
@@ -240,13 +239,6 @@ def _write_kernel(
 ) -> None:
     token = tl.program_id(0).to(tl.int64)
     job = tl.program_id(1)
-    half: tl.constexpr = DIM // 2
-    pairs = tl.arange(0, HALF_TILE)
-    inside = pairs < half
-    first = pairs * 2 if INTERLEAVED else pairs
-    second = first + 1 if INTERLEAVED else first + half
-    columns = tl.arange(0, VALUE_TILE)
-
     place = tl.load(token_rows + token)
     slot = -1
     if SLOTS:
@@ -256,10 +248,9 @@ def _write_kernel(
 
     if job < Q_JOBS:
         heads = job * Q_HEADS + tl.arange(0, Q_HEADS)
-        mask = (heads[:, None] < H) & inside[None, :]
-        cos, sin = _rotation(cos_sin, positions, token, pairs, inside, half, POSITIONS)
-        a, b = _pair_tiles(
-            q + token * q_stride, heads, first, second, mask, q_weight, eps, DIM, NORM
+        cos, sin = _rotation(cos_sin, positions, token, DIM // 2, HALF_TILE, POSITIONS)
+        a, b, first, second, mask = _pair_tiles(
+            q + token * q_stride, heads, H, q_weight, eps, DIM, HALF_TILE, INTERLEAVED, NORM
         )
         base = (token * H + heads)[:, None] * DIM
         if KEEP_RAW:
@@ -267,18 +258,13 @@ def _write_kernel(
         a, b = rotate_pairs(a, b, cos, sin)
         _store_pairs(out + base, first, second, a, b, mask)
     elif place >= 0:
-        job -= Q_JOBS
+        kind = job - Q_JOBS
+        branch = 0
         if OWN:
-            branch = job // (K_JOBS + V_JOBS)
-            job %= K_JOBS + V_JOBS
-        else:
-            branch = 0
-        page = place // PAGE
-        if job < K_JOBS:
-            heads = job * K_HEADS + tl.arange(0, K_HEADS)
-            mask = (heads[:, None] < KV_HEADS) & inside[None, :]
-            base = ((page * KV_HEADS + heads)[:, None] * PAGE + place % PAGE) * DIM
-            cos, sin = _rotation(cos_sin, positions, token, pairs, inside, half, POSITIONS)
+            branch = kind // (K_JOBS + V_JOBS)
+            kind %= K_JOBS + V_JOBS
+        completes = (slot >= FIRST_SLOT) & (branch == (2 if OWN else 0))
+        if kind < K_JOBS:
             source = k + token * k_stride
             target = k_cache
             if OWN:
@@ -288,29 +274,41 @@ def _write_kernel(
                 elif branch == 2:
                     source = k_phi + token * k_phi_stride
                     target = k_phi_cache
-            raw_a, raw_b = _pair_tiles(source, heads, first, second, mask, k_weight, eps, DIM, NORM)
-            a, b = rotate_pairs(raw_a, raw_b, cos, sin)
-            if OWN and not ROTATE_PHI:
-                a = tl.where(branch == 2, raw_a, a)
-                b = tl.where(branch == 2, raw_b, b)
-            a = a.to(k_cache.dtype.element_ty)
-            b = b.to(k_cache.dtype.element_ty)
-            _store_pairs(target + base, first, second, a, b, mask)
-            if PHI_APART:
-                a = raw_a.to(k_cache.dtype.element_ty)
-                b = raw_b.to(k_cache.dtype.element_ty)
-                _store_pairs(k_phi_cache + base, first, second, a, b, mask)
-            if SLOTS:  # noqa: SIM102 (a constant, decided at compile time)
-                if (slot >= FIRST_SLOT) & (branch == (2 if OWN else 0)):
-                    key_slot(
-                        k_phi_cache, k_compressed, table, k_phi_weights, k_phi_bias, slot_cos_sin,
-                        a, b, slot, heads, KV_HEADS, DIM, HALF_TILE, PAGE, BLOCK, STRIDE,
-                        True, K_WEIGHTED, K_BIASED, ROTATE_SLOT, INTERLEAVED,
-                    )  # fmt: skip
+            cos, sin = _rotation(cos_sin, positions, token, DIM // 2, HALF_TILE, POSITIONS)
+            _write_keys(
+                source,
+                target,
+                k_phi_cache,
+                k_compressed,
+                table,
+                k_weight,
+                eps,
+                cos,
+                sin,
+                k_phi_weights,
+                k_phi_bias,
+                slot_cos_sin,
+                place,
+                slot,
+                completes,
+                branch == 2,
+                kind * K_HEADS + tl.arange(0, K_HEADS),
+                KV_HEADS,
+                DIM,
+                HALF_TILE,
+                PAGE,
+                BLOCK,
+                STRIDE,
+                INTERLEAVED,
+                NORM,
+                PHI_APART,
+                OWN and not ROTATE_PHI,
+                SLOTS,
+                K_WEIGHTED,
+                K_BIASED,
+                ROTATE_SLOT,
+            )
         else:
-            heads = (job - K_JOBS) * V_HEADS + tl.arange(0, V_HEADS)
-            mask = (heads[:, None] < KV_HEADS) & (columns[None, :] < VALUE_DIM)
-            base = ((page * KV_HEADS + heads)[:, None] * PAGE + place % PAGE) * VALUE_DIM
             source = v + token * v_stride
             target = v_cache
             if OWN:
@@ -320,40 +318,200 @@ def _write_kernel(
                 elif branch == 2:
                     source = v_phi + token * v_phi_stride
                     target = v_phi_cache
-            value = tl.load(
-                source + heads[:, None] * VALUE_DIM + columns[None, :], mask=mask, other=0.0
-            ).to(v_cache.dtype.element_ty)
-            tl.store(target + base + columns[None, :], value, mask=mask)
-            if VALUE_SLOTS:  # noqa: SIM102
-                if (slot >= FIRST_SLOT) & (branch == (2 if OWN else 0)):
-                    value_slot(
-                        v_phi_cache, v_compressed, table, v_phi_weights, v_phi_bias, value,
-                        slot, heads, KV_HEADS, VALUE_DIM, VALUE_TILE, PAGE, BLOCK, STRIDE,
-                        True, V_WEIGHTED, V_BIASED,
-                    )  # fmt: skip
+            _write_values(
+                source,
+                target,
+                v_phi_cache,
+                v_compressed,
+                table,
+                v_phi_weights,
+                v_phi_bias,
+                place,
+                slot,
+                completes,
+                (kind - K_JOBS) * V_HEADS + tl.arange(0, V_HEADS),
+                KV_HEADS,
+                VALUE_DIM,
+                VALUE_TILE,
+                PAGE,
+                BLOCK,
+                STRIDE,
+                VALUE_SLOTS,
+                V_WEIGHTED,
+                V_BIASED,
+            )
+
+
+@triton.jit
+def _write_keys(
+    source: tl.tensor,
+    target: tl.tensor,
+    phi_cache: tl.tensor,
+    k_compressed: tl.tensor,
+    table: tl.tensor,
+    weight: tl.tensor,
+    eps: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    phi_weights: tl.tensor,
+    phi_bias: tl.tensor,
+    slot_cos_sin: tl.tensor,
+    place: tl.tensor,
+    slot: tl.tensor,
+    completes: tl.tensor,
+    for_phi: tl.tensor,
+    heads: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF_TILE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NORM: tl.constexpr,
+    PHI_APART: tl.constexpr,
+    PHI_RAW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ROTATE_SLOT: tl.constexpr,
+) -> None:
+    """Some heads' keys of one token, and the slot that it completes."""
+    dtype = target.dtype.element_ty
+    raw_a, raw_b, first, second, mask = _pair_tiles(
+        source, heads, KV_HEADS, weight, eps, DIM, HALF_TILE, INTERLEAVED, NORM
+    )
+    base = ((place // PAGE * KV_HEADS + heads)[:, None] * PAGE + place % PAGE) * DIM
+    a, b = rotate_pairs(raw_a, raw_b, cos, sin)
+    if PHI_RAW:
+        a = tl.where(for_phi, raw_a, a)
+        b = tl.where(for_phi, raw_b, b)
+    a = a.to(dtype)
+    b = b.to(dtype)
+    _store_pairs(target + base, first, second, a, b, mask)
+    if PHI_APART:
+        a = raw_a.to(dtype)
+        b = raw_b.to(dtype)
+        _store_pairs(phi_cache + base, first, second, a, b, mask)
+    if SLOTS:  # noqa: SIM102 (a constant, decided at compile time)
+        if completes:
+            key_slot(
+                phi_cache,
+                k_compressed,
+                table,
+                phi_weights,
+                phi_bias,
+                slot_cos_sin,
+                a,
+                b,
+                slot,
+                heads,
+                KV_HEADS,
+                DIM,
+                HALF_TILE,
+                PAGE,
+                BLOCK,
+                STRIDE,
+                True,
+                WEIGHTED,
+                BIASED,
+                ROTATE_SLOT,
+                INTERLEAVED,
+            )
+
+
+@triton.jit
+def _write_values(
+    source: tl.tensor,
+    target: tl.tensor,
+    phi_cache: tl.tensor,
+    v_compressed: tl.tensor,
+    table: tl.tensor,
+    phi_weights: tl.tensor,
+    phi_bias: tl.tensor,
+    place: tl.tensor,
+    slot: tl.tensor,
+    completes: tl.tensor,
+    heads: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SLOTS: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr,
+) -> None:
+    """Some heads' values of one token, and the slot that it completes."""
+    columns = tl.arange(0, TILE)[None, :]
+    mask = (heads[:, None] < KV_HEADS) & (columns < DIM)
+    base = ((place // PAGE * KV_HEADS + heads)[:, None] * PAGE + place % PAGE) * DIM
+    value = tl.load(source + heads[:, None] * DIM + columns, mask=mask, other=0.0)
+    value = value.to(target.dtype.element_ty)
+    tl.store(target + base + columns, value, mask=mask)
+    if SLOTS:  # noqa: SIM102
+        if completes:
+            value_slot(
+                phi_cache,
+                v_compressed,
+                table,
+                phi_weights,
+                phi_bias,
+                value,
+                slot,
+                heads,
+                KV_HEADS,
+                DIM,
+                TILE,
+                PAGE,
+                BLOCK,
+                STRIDE,
+                True,
+                WEIGHTED,
+                BIASED,
+            )
 
 
 @triton.jit
 def _rotation(
-    cos_sin: Any, positions: Any, token: Any, pairs: Any, inside: Any,
-    HALF: tl.constexpr, POSITIONS: tl.constexpr,
-) -> Any:  # fmt: skip
+    cos_sin: tl.tensor,
+    positions: tl.tensor,
+    token: tl.tensor,
+    HALF: tl.constexpr,
+    TILE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+) -> tl.tensor:
     """cos and sin [1, pairs] of a token; a padding token's are those of position 0."""
     row = token
     if POSITIONS:
         row = tl.maximum(tl.load(positions + token), 0).to(tl.int64)
+    pairs = tl.arange(0, TILE)
     place = cos_sin + row * (2 * HALF) + pairs
-    cos = tl.load(place, mask=inside, other=0.0)
-    sin = tl.load(place + HALF, mask=inside, other=0.0)
+    cos = tl.load(place, mask=pairs < HALF, other=0.0)
+    sin = tl.load(place + HALF, mask=pairs < HALF, other=0.0)
     return cos[None, :], sin[None, :]
 
 
 @triton.jit
 def _pair_tiles(
-    x: Any, heads: Any, first: Any, second: Any, mask: Any, weight: Any, eps: Any,
-    DIM: tl.constexpr, NORM: tl.constexpr,
-) -> Any:  # fmt: skip
-    """Both places of every pair of some heads, [heads, pairs] float32, after the norm."""
+    x: tl.tensor,
+    heads: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    weight: tl.tensor,
+    eps: tl.tensor,
+    DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NORM: tl.constexpr,
+) -> tl.tensor:
+    """Both places of every pair of some heads, [heads, pairs] float32, after the norm; their
+    columns and the mask."""
+    pairs = tl.arange(0, TILE)
+    first = pairs * 2 if INTERLEAVED else pairs
+    second = first + 1 if INTERLEAVED else first + DIM // 2
+    inside = pairs < DIM // 2
+    mask = (heads[:, None] < NUM_HEADS) & inside[None, :]
     a = tl.load(x + heads[:, None] * DIM + first[None, :], mask=mask, other=0.0)
     b = tl.load(x + heads[:, None] * DIM + second[None, :], mask=mask, other=0.0)
     dtype = a.dtype
@@ -361,17 +519,18 @@ def _pair_tiles(
     b = b.to(tl.float32)
     if NORM:
         scale = tl.rsqrt(tl.sum(a * a + b * b, 1) * (1.0 / DIM) + eps)[:, None]
-        inside = first < DIM
-        weight_a = tl.load(weight + first, mask=inside, other=0.0).to(tl.float32)
-        weight_b = tl.load(weight + second, mask=second < DIM, other=0.0).to(tl.float32)
+        weight_a = tl.load(weight + first, mask=inside, other=0.0).to(tl.float32)[None, :]
+        weight_b = tl.load(weight + second, mask=inside, other=0.0).to(tl.float32)[None, :]
         # Rounded where torch rounds.
-        a = ((a * scale).to(dtype).to(tl.float32) * weight_a[None, :]).to(dtype).to(tl.float32)
-        b = ((b * scale).to(dtype).to(tl.float32) * weight_b[None, :]).to(dtype).to(tl.float32)
-    return a, b
+        a = ((a * scale).to(dtype).to(tl.float32) * weight_a).to(dtype).to(tl.float32)
+        b = ((b * scale).to(dtype).to(tl.float32) * weight_b).to(dtype).to(tl.float32)
+    return a, b, first, second, mask
 
 
 @triton.jit
-def _store_pairs(x: Any, first: Any, second: Any, a: Any, b: Any, mask: Any) -> None:
+def _store_pairs(
+    x: tl.tensor, first: tl.tensor, second: tl.tensor, a: tl.tensor, b: tl.tensor, mask: tl.tensor
+) -> None:
     """Both places of every pair, at x [heads, 1]."""
     tl.store(x + first[None, :], a.to(x.dtype.element_ty), mask=mask)
     tl.store(x + second[None, :], b.to(x.dtype.element_ty), mask=mask)

@@ -1,7 +1,5 @@
 """Compressed slots that are averages of their tokens: keys and values in one launch."""
 
-from typing import Any
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -104,19 +102,19 @@ def average_switches(phi: Averages) -> dict[str, bool]:
 
 @triton.jit
 def _slots_kernel(
-    phi_k: Any,
-    phi_v: Any,
-    k_compressed: Any,
-    v_compressed: Any,
-    block_table: Any,
-    table_stride: Any,
-    indices: Any,
-    rows: Any,
-    k_weights: Any,
-    k_bias: Any,
-    cos_sin: Any,
-    v_weights: Any,
-    v_bias: Any,
+    phi_k: tl.tensor,
+    phi_v: tl.tensor,
+    k_compressed: tl.tensor,
+    v_compressed: tl.tensor,
+    block_table: tl.tensor,
+    table_stride: tl.tensor,
+    indices: tl.tensor,
+    rows: tl.tensor,
+    k_weights: tl.tensor,
+    k_bias: tl.tensor,
+    cos_sin: tl.tensor,
+    v_weights: tl.tensor,
+    v_bias: tl.tensor,
     FROM_POSITIONS: tl.constexpr,
     FIRST_SLOT: tl.constexpr,
     KV_HEADS: tl.constexpr,
@@ -150,26 +148,74 @@ def _slots_kernel(
         table = block_table + row.to(tl.int64) * table_stride
         if tl.program_id(2) == 0:
             key_slot(
-                phi_k, k_compressed, table, k_weights, k_bias, cos_sin, 0.0, 0.0, slot, heads,
-                KV_HEADS, DIM, HALF_TILE, PAGE, BLOCK, STRIDE,
-                False, K_WEIGHTED, K_BIASED, ROTATE_SLOT, INTERLEAVED,
-            )  # fmt: skip
+                phi_k,
+                k_compressed,
+                table,
+                k_weights,
+                k_bias,
+                cos_sin,
+                0.0,
+                0.0,
+                slot,
+                heads,
+                KV_HEADS,
+                DIM,
+                HALF_TILE,
+                PAGE,
+                BLOCK,
+                STRIDE,
+                False,
+                K_WEIGHTED,
+                K_BIASED,
+                ROTATE_SLOT,
+                INTERLEAVED,
+            )
         else:
             value_slot(
-                phi_v, v_compressed, table, v_weights, v_bias, 0.0, slot, heads,
-                KV_HEADS, VALUE_DIM, VALUE_TILE, PAGE, BLOCK, STRIDE,
-                False, V_WEIGHTED, V_BIASED,
-            )  # fmt: skip
+                phi_v,
+                v_compressed,
+                table,
+                v_weights,
+                v_bias,
+                0.0,
+                slot,
+                heads,
+                KV_HEADS,
+                VALUE_DIM,
+                VALUE_TILE,
+                PAGE,
+                BLOCK,
+                STRIDE,
+                False,
+                V_WEIGHTED,
+                V_BIASED,
+            )
 
 
 @triton.jit
 def key_slot(
-    phi_k: Any, k_compressed: Any, table: Any, weights: Any, bias: Any, cos_sin: Any,
-    newest_a: Any, newest_b: Any, slot: Any, heads: Any,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, HALF_TILE: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, HAS_NEWEST: tl.constexpr, WEIGHTED: tl.constexpr,
-    BIASED: tl.constexpr, ROTATE: tl.constexpr, INTERLEAVED: tl.constexpr,
-) -> None:  # fmt: skip
+    phi_k: tl.tensor,
+    k_compressed: tl.tensor,
+    table: tl.tensor,
+    weights: tl.tensor,
+    bias: tl.tensor,
+    cos_sin: tl.tensor,
+    newest_a: tl.tensor,
+    newest_b: tl.tensor,
+    slot: tl.tensor,
+    heads: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    HALF_TILE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_NEWEST: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr,
+    ROTATE: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+) -> None:
     """Compress the keys of a slot and write them. Columns go in pairs, as rotation wants them;
     `newest_a` and `newest_b` [heads, pairs] are the last token's."""
     pairs = tl.arange(0, HALF_TILE)
@@ -178,13 +224,43 @@ def key_slot(
     second = first + 1 if INTERLEAVED else first + half
     mask = (heads[:, None] < KV_HEADS) & (pairs[None, :] < half)
     a = average_columns(
-        phi_k, table, weights, bias, newest_a, slot, heads, first, mask,
-        KV_HEADS, DIM, PAGE, BLOCK, STRIDE, HAS_NEWEST, WEIGHTED, BIASED,
-    )  # fmt: skip
+        phi_k,
+        table,
+        weights,
+        bias,
+        newest_a,
+        slot,
+        heads,
+        first,
+        mask,
+        KV_HEADS,
+        DIM,
+        PAGE,
+        BLOCK,
+        STRIDE,
+        HAS_NEWEST,
+        WEIGHTED,
+        BIASED,
+    )
     b = average_columns(
-        phi_k, table, weights, bias, newest_b, slot, heads, second, mask,
-        KV_HEADS, DIM, PAGE, BLOCK, STRIDE, HAS_NEWEST, WEIGHTED, BIASED,
-    )  # fmt: skip
+        phi_k,
+        table,
+        weights,
+        bias,
+        newest_b,
+        slot,
+        heads,
+        second,
+        mask,
+        KV_HEADS,
+        DIM,
+        PAGE,
+        BLOCK,
+        STRIDE,
+        HAS_NEWEST,
+        WEIGHTED,
+        BIASED,
+    )
     if ROTATE:
         cos, sin = rotation_at_start(cos_sin, slot, pairs, pairs < half, half, BLOCK, STRIDE)
         a, b = rotate_pairs(a, b, cos, sin)
@@ -195,29 +271,60 @@ def key_slot(
 
 @triton.jit
 def value_slot(
-    phi_v: Any, v_compressed: Any, table: Any, weights: Any, bias: Any, newest: Any,
-    slot: Any, heads: Any,
-    KV_HEADS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK: tl.constexpr, STRIDE: tl.constexpr, HAS_NEWEST: tl.constexpr, WEIGHTED: tl.constexpr,
+    phi_v: tl.tensor,
+    v_compressed: tl.tensor,
+    table: tl.tensor,
+    weights: tl.tensor,
+    bias: tl.tensor,
+    newest: tl.tensor,
+    slot: tl.tensor,
+    heads: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    TILE: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STRIDE: tl.constexpr,
+    HAS_NEWEST: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     BIASED: tl.constexpr,
-) -> None:  # fmt: skip
+) -> None:
     """Compress the values of a slot and write them; `newest` [heads, columns] is the last
     token's."""
     columns = tl.arange(0, TILE)
     mask = (heads[:, None] < KV_HEADS) & (columns[None, :] < DIM)
     total = average_columns(
-        phi_v, table, weights, bias, newest, slot, heads, columns, mask,
-        KV_HEADS, DIM, PAGE, BLOCK, STRIDE, HAS_NEWEST, WEIGHTED, BIASED,
-    )  # fmt: skip
+        phi_v,
+        table,
+        weights,
+        bias,
+        newest,
+        slot,
+        heads,
+        columns,
+        mask,
+        KV_HEADS,
+        DIM,
+        PAGE,
+        BLOCK,
+        STRIDE,
+        HAS_NEWEST,
+        WEIGHTED,
+        BIASED,
+    )
     place = v_compressed + slot_offsets(table, slot, heads, KV_HEADS, PAGE // STRIDE, DIM)
     tl.store(place + columns[None, :], total.to(v_compressed.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def slot_offsets(
-    table: Any, slot: Any, heads: Any, KV_HEADS: tl.constexpr, PER_PAGE: tl.constexpr,
+    table: tl.tensor,
+    slot: tl.tensor,
+    heads: tl.tensor,
+    KV_HEADS: tl.constexpr,
+    PER_PAGE: tl.constexpr,
     DIM: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:
     """[heads, 1] where a slot begins in a compressed cache."""
     page = tl.load(table + slot // PER_PAGE).to(tl.int64)
     return (((page * KV_HEADS + heads) * PER_PAGE + slot % PER_PAGE) * DIM)[:, None]

@@ -1,7 +1,5 @@
 """For a learned φ: windows out of the pages, and its results into them. φ itself is torch."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -115,12 +113,12 @@ def scatter_slots(
 
 @triton.jit
 def _gather_kernel(
-    cache: Any,
-    slots: Any,
-    rows: Any,
-    block_table: Any,
-    table_stride: Any,
-    out: Any,
+    cache: tl.tensor,
+    slots: tl.tensor,
+    rows: tl.tensor,
+    block_table: tl.tensor,
+    table_stride: tl.tensor,
+    out: tl.tensor,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -149,13 +147,13 @@ def _gather_kernel(
 
 @triton.jit
 def _scatter_kernel(
-    target: Any,
-    slots: Any,
-    rows: Any,
-    block_table: Any,
-    table_stride: Any,
-    values: Any,
-    cos_sin: Any,
+    target: tl.tensor,
+    slots: tl.tensor,
+    rows: tl.tensor,
+    block_table: tl.tensor,
+    table_stride: tl.tensor,
+    values: tl.tensor,
+    cos_sin: tl.tensor,
     KV_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
     DIM: tl.constexpr,
