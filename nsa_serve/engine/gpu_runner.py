@@ -81,8 +81,9 @@ class GpuRunner:
         rows = self._tables.padding_row + 1
         self._last_ids = torch.zeros(rows, dtype=torch.int64, device=self._device)
         """The token sampled last for each row of the tables."""
+        dtype = decoder.model.norm.weight.dtype
         self._logits = torch.zeros(
-            (info.max_num_seqs, info.vocab_size), dtype=torch.float32, device=self._device
+            (info.max_num_seqs, info.vocab_size), dtype=dtype, device=self._device
         )
         self._steps = DecodeSteps(
             self._forward_rows,
@@ -297,7 +298,7 @@ class GpuRunner:
             num_top = known.state.params.logprobs
             if num_top is not None:
                 assert launched.logits is not None
-                logits = launched.logits[i : i + 1]
+                logits = launched.logits[i : i + 1].float()
                 result.logprobs[sequence_id] = logprobs_of(logits, [token], num_top)[0]
 
     def _fail(self, sequence: Sequence, position: int, result: StepResult) -> None:
@@ -314,6 +315,7 @@ def reference_sampler(
     logits: Tensor, states: list[SamplingState], outputs: list[SequenceOf[int]]
 ) -> Tensor:
     """Tokens [N] int64 of logits [N, vocab], −1 where these are not finite."""
+    logits = logits.float()
     finite = logits.amax(-1).isfinite()
     safe = torch.where(finite[:, None], logits, 0.0)
     ids = torch.tensor(sample(safe, states, [list(o) for o in outputs]), device=logits.device)

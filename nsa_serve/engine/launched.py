@@ -73,5 +73,5 @@ class Launched:
     ids: Download | None = None
     """[rows] int64, −1 where the logits are not finite."""
     logits: Tensor | None = None
-    """[rows, vocab] float32; the next step of single queries may overwrite them."""
+    """[rows, vocab]; the next step of single queries may overwrite them."""
     chunks: LaunchedChunks | None = None

@@ -22,6 +22,7 @@ from nsa_serve.model.paged import cache_layouts
 from nsa_serve.params import SamplingParams
 
 _TRIAL_PAGES = 4
+_SHORT_PROMPT = 40
 _FIRST_BATCHES = (1, 2, 4, 8)
 """Batches whose graphs are captured at start; others when they are first needed."""
 _COSTLY = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
@@ -38,7 +39,8 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
         kernels = layer_kernels(device, config.dense_backend)
     except BackendError as error:
         raise ConfigError(f"dense_backend {config.dense_backend}: {error}") from None
-    torch.cuda.set_device(device)
+    if device.index is not None:
+        torch.cuda.set_device(device)
     trial = replace(info, num_pages=_TRIAL_PAGES)
     weights = torch.cuda.memory_allocated(device)
     try:
@@ -52,7 +54,8 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
             f"{info.max_num_seqs} sequences beside the weights; a smaller max_num_batched_tokens "
             "or max_num_seqs helps"
         ) from None
-    run(runner, 1, [(0, 40)])  # kernels that only the beginning of a prompt launches
+    beginning = min(_SHORT_PROMPT, info.max_model_len - 1)
+    run(runner, 1, [(0, beginning)])  # launches kernels that nothing later does
     del runner
     free = cache_bytes(config, device, buffers + worst_step, decode_step)
     cost = cache_cost(decoder.config, info.page_size, dtype)

@@ -103,12 +103,18 @@ class Decoder(nn.Module):
         return ops.add_norm(residual, delta, self.model.norm)[1]
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[N, hidden] → [N, vocab] float32, written to `out` if it is given."""
+        """[N, hidden] → [N, vocab] float32; or written to `out`, of the type of `hidden`."""
         if self.lm_head is None:
-            logits = F.linear(hidden, self.model.embed_tokens.weight.to(hidden.dtype))
+            weight = self.model.embed_tokens.weight.to(hidden.dtype)
+        elif isinstance(self.lm_head, nn.Linear):
+            weight = self.lm_head.weight
         else:
-            logits = self.lm_head(hidden)
-        return logits.float() if out is None else out.copy_(logits)
+            assert out is None
+            logits: Tensor = self.lm_head(hidden)
+            return logits.float()
+        if out is None:
+            return F.linear(hidden, weight).float()
+        return torch.mm(hidden, weight.t(), out=out)
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, torch.Size]:
