@@ -31,7 +31,6 @@ def attend_blocks(
     table_ptr: tl.tensor,
     list_ptr: tl.tensor,
     count_ptr: tl.tensor,
-    splits_ptr: tl.tensor,
     selected_m_ptr: tl.tensor,
     selected_z_ptr: tl.tensor,
     selected_acc_ptr: tl.tensor,
@@ -74,28 +73,27 @@ def attend_blocks(
 
     k, v [pages, kv_heads, PAGE, dim]; list [B, kv_heads, CAPACITY] ascending and count
     [B, kv_heads], if LISTED, or else all blocks are selected; SHARED: both branches, same K/V.
-    m, z [B, kv_heads, splits, G] and acc [..., G, DV] of each branch; splits [B, kv_heads]: how
-    many of the selected branch's count.
+    m, z [B, kv_heads, splits, G] and acc [..., G, DV] of each branch; acc stays unwritten where
+    nothing was read and z is 0.
     """
     row = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
     pair = (row * tl.num_programs(1) + head).to(tl.int64)
-    if OVERLAP_LAUNCHES:
-        gdc_wait()
-        gdc_launch_dependents()
     position = tl.load(position_ptr + row)
-    if position < 0:
-        return
     q = load_queries(q_ptr + row.to(tl.int64) * q_row + head * G * q_head, q_head, G, GP, D, DP)
     q = q.to(k_ptr.dtype.element_ty)
     table = table_ptr + row * table_row
+    if OVERLAP_LAUNCHES:
+        gdc_wait()
+        gdc_launch_dependents()
+    if position < 0:
+        return
 
     current = position // BLOCK
     window_begin = current + 1
     if WINDOWED:
         window_begin = tl.maximum(position - WINDOW + 1, 0) // BLOCK
-    window_splits = tl.cdiv((current + 1 - window_begin) * BLOCK, SPLIT)
     takes_all = position * 0 + 1
     chosen = takes_all
     if LISTED:
@@ -105,41 +103,38 @@ def attend_blocks(
         chosen = tl.load(list_ptr + pair * CAPACITY + lane, mask=lane < CAPACITY, other=0)
         chosen = tl.where(lane < tl.where(takes_all > 0, 0, count), chosen, -1)
 
-    if SELECTED and split >= max_window_splits:
-        list_end = current + 1
-        if SHARED:
-            list_end = window_begin
-        length = list_end
-        if LISTED:
-            inside = (chosen >= 0) & (chosen < list_end)
-            length = tl.where(takes_all > 0, list_end, tl.sum(inside.to(tl.int32), 0))
-        if split == max_window_splits:
-            parts = tl.cdiv(length * BLOCK, SPLIT)
+    if split >= max_window_splits:
+        if SELECTED:
+            list_end = current + 1
             if SHARED:
-                parts += window_splits
-            tl.store(splits_ptr + pair, parts)
-        begin = (split - max_window_splits) * SPLIT
-        part = pair * max_selected_splits + split - max_window_splits
-        if SHARED:
-            part += window_splits
-        if begin < length * BLOCK:
+                list_end = window_begin
+            length = list_end
+            if LISTED:
+                inside = (chosen >= 0) & (chosen < list_end)
+                length = tl.where(takes_all > 0, list_end, tl.sum(inside.to(tl.int32), 0))
+            begin = (split - max_window_splits) * SPLIT
+            end = tl.minimum(begin + SPLIT, length * BLOCK)
             m, z, acc = attend_list(
                 q, k_ptr, v_ptr, table, list_ptr + pair * CAPACITY if LISTED else None, chosen,
-                takes_all, begin, tl.minimum(begin + SPLIT, length * BLOCK), position, head,
-                scale, k_page, v_page, GP, D, DP, DV, DVP, PAGE, BLOCK, SPLIT, TILE, WHOLE,
-                LISTED,
+                takes_all, begin, end, position, head, scale, k_page, v_page,
+                GP, D, DP, DV, DVP, PAGE, BLOCK, SPLIT, TILE, WHOLE, LISTED,
             )  # fmt: skip
+            part = pair * max_selected_splits + split - (0 if SHARED else max_window_splits)
             store_part(selected_m_ptr, selected_z_ptr, part, m, z, G, GP)
-            store_values(selected_acc_ptr, part, acc, G, GP, DV, DVP)
-    if WINDOWED and split < window_splits:
+            if begin < end:
+                store_values(selected_acc_ptr, part, acc, G, GP, DV, DVP)
+    elif WINDOWED:
+        begin = window_begin * BLOCK + split * SPLIT
+        end = tl.minimum(begin + SPLIT, position + 1)
         m, z, acc, selected_m, selected_z, selected_acc, wanted = attend_window(
-            q, window_k_ptr, window_v_ptr, table, chosen, takes_all, window_begin,
-            split * SPLIT, position, head, scale, window_k_page, window_v_page,
+            q, window_k_ptr, window_v_ptr, table, chosen, takes_all, begin, end, position, head,
+            scale, window_k_page, window_v_page,
             GP, D, DP, DV, DVP, PAGE, BLOCK, WINDOW, SPLIT, TILE, WHOLE, LISTED, SHARED,
         )  # fmt: skip
         part = pair * max_window_splits + split
         store_part(window_m_ptr, window_z_ptr, part, m, z, G, GP)
-        store_values(window_acc_ptr, part, acc, G, GP, DV, DVP)
+        if begin < end:
+            store_values(window_acc_ptr, part, acc, G, GP, DV, DVP)
         if SHARED:
             part = pair * max_selected_splits + split
             store_part(selected_m_ptr, selected_z_ptr, part, selected_m, selected_z, G, GP)
@@ -224,8 +219,8 @@ def attend_window(
     table: tl.tensor,
     chosen: tl.tensor,
     takes_all: tl.tensor,
-    window_begin: tl.tensor,
     begin: tl.tensor,
+    end: tl.tensor,
     position: tl.tensor,
     head: tl.tensor,
     scale: tl.tensor,
@@ -245,22 +240,18 @@ def attend_window(
     LISTED: tl.constexpr,
     SHARED: tl.constexpr,
 ) -> tl.tensor:
-    """SPLIT keys of the window's blocks, of which the selected branch may want some: (m, z, acc) of
-    the window, (m, z, acc) of the selected branch, whether it wants any."""
+    """Tokens [begin, end) of the window's blocks, of which the selected branch may want some:
+    (m, z, acc) of the window, (m, z, acc) of the selected branch, whether it wants any."""
     m = tl.full([GP], LOW, tl.float32)
     z = tl.zeros([GP], tl.float32)
     acc = tl.zeros([GP, DVP], tl.float32)
     selected_m = tl.full([GP], LOW, tl.float32)
     selected_z = tl.zeros([GP], tl.float32)
     selected_acc = tl.zeros([GP, DVP], tl.float32)
-    first = window_begin * BLOCK + begin
-    end = tl.minimum(first + SPLIT, position + 1)
-    any_wanted = takes_all * 0
-    if SHARED:
-        any_wanted += 1
+    any_wanted = tl.where(begin < end, 1, 0)
     if WHOLE:
         place = tl.arange(0, SPLIT // BLOCK)
-        blocks = first // BLOCK + place
+        blocks = begin // BLOCK + place
         some = blocks * BLOCK < end
         pages = tl.load(table + blocks * BLOCK // PAGE, mask=some, other=0)
         wanted = takes_all + tl.zeros_like(blocks)
@@ -268,13 +259,13 @@ def attend_window(
             again = tl.sum((chosen[None, :] == blocks[:, None]).to(tl.int32), 1)
             wanted = tl.where(some, wanted + again, 0)
             any_wanted = tl.sum(wanted, 0)
-    for start in range(first, end, TILE):
+    for start in range(begin, end, TILE):
         token = start + tl.arange(0, TILE)
         seen = token < end
         near = seen & (token > position - WINDOW)
         wants = any_wanted
         if WHOLE:
-            here = place == (start - first) // BLOCK
+            here = place == (start - begin) // BLOCK
             page = tl.sum(tl.where(here, pages, 0), 0)
             if SHARED:
                 wants = tl.sum(tl.where(here, wanted, 0), 0)

@@ -77,7 +77,6 @@ def dense_decode(
         None,
         None,
         None,
-        None,
         tuning,
         SIGMOID=False,
         STRIDE=1,
@@ -85,8 +84,5 @@ def dense_decode(
         TILE_SLOTS=tile,
         RULE=rule,
         MEMORY=0,
-        BLOCK=1,
-        WINDOW=1,
-        SPLIT=1,
     )
     return out

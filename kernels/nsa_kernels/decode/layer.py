@@ -92,11 +92,10 @@ class _Chosen:
 
 @dataclass(frozen=True, slots=True)
 class _Near:
-    """What the selected blocks and the window gave; splits [B, kv_heads] of the selected."""
+    """What the selected blocks and the window gave."""
 
     selected: Parts | None
     window: Parts | None
-    splits: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +300,6 @@ class _Step:
         selected_splits = in_list + (in_window if self.shared else 0)
         selected = shape.parts(selected_splits) if selects else None
         window = shape.parts(in_window) if windowed else None
-        counts = shape.empty(shape.batch, shape.kv_heads, dtype=torch.int32)
         k, v = head_major(cache.k), head_major(cache.v)
         window_k, window_v = head_major(cache.k_window), head_major(cache.v_window)
         tile = tile_for(self.tuning.attend_tile, shape.tile_dims, shape.item_bytes, self.tuning)
@@ -313,7 +311,6 @@ class _Step:
             window_v_ptr=window_v,
             list_ptr=None if chosen is None else chosen.ids,
             count_ptr=None if chosen is None else chosen.count,
-            splits_ptr=counts,
             selected_m_ptr=None if selected is None else selected.m,
             selected_z_ptr=None if selected is None else selected.z,
             selected_acc_ptr=None if selected is None else selected.acc,
@@ -349,7 +346,7 @@ class _Step:
                 follows=chosen is not None,
             ),
         )
-        return _Near(selected, window, counts)
+        return _Near(selected, window)
 
     def merge(
         self,
@@ -368,7 +365,6 @@ class _Step:
             compressed,
             None if near is None else near.selected,
             None if near is None else near.window,
-            None if near is None else near.splits,
             gates,
             self.tuning,
             SIGMOID=gate_logits,
@@ -377,7 +373,4 @@ class _Step:
             TILE_SLOTS=plan.tile_blocks * plan.slots_per_block,
             RULE=plan.rule,
             MEMORY=0 if self.memory is None else self.memory[0].shape[1],
-            BLOCK=self.spec.select_block,
-            WINDOW=self.spec.window,
-            SPLIT=self.tuning.attend_split,
         )

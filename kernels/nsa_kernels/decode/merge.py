@@ -14,7 +14,39 @@ from nsa_kernels.decode.shape import Parts, Shape, launch_options
 
 
 @triton.jit
+def load_splits(
+    m_ptr: tl.tensor,
+    z_ptr: tl.tensor,
+    acc_ptr: tl.tensor,
+    first: tl.tensor,
+    start: tl.tensor,
+    splits: tl.tensor,
+    g: tl.tensor,
+    G: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    STEP: tl.constexpr,
+) -> tl.tensor:
+    """What one head read in splits [start, start + STEP): maxima, sums, values [STEP, DVP].
+
+    Values are read whether or not they were written, so as not to wait for the sums first.
+    """
+    dim = tl.arange(0, DVP)
+    split = start + tl.arange(0, STEP)
+    known = split < splits
+    at = (first + split) * G + g
+    m = tl.load(m_ptr + at, mask=known, other=LOW)
+    z = tl.load(z_ptr + at, mask=known, other=0.0)
+    mask = known[:, None] & (dim < DV)[None, :]
+    values = tl.load(acc_ptr + at[:, None] * DV + dim[None, :], mask=mask, other=0.0)
+    return m, z, values
+
+
+@triton.jit
 def merged_values(
+    split_m: tl.tensor,
+    split_z: tl.tensor,
+    values: tl.tensor,
     m_ptr: tl.tensor,
     z_ptr: tl.tensor,
     acc_ptr: tl.tensor,
@@ -26,24 +58,23 @@ def merged_values(
     DVP: tl.constexpr,
     STEP: tl.constexpr,
 ) -> tl.tensor:
-    """What one head read in all splits [DVP], in a fixed order; zeros where it read nothing."""
-    dim = tl.arange(0, DVP)
-    m = tl.full([], LOW, tl.float32)
-    z = tl.full([], 0.0, tl.float32)
-    out = tl.zeros([DVP], tl.float32)
-    for start in range(0, splits, STEP):
-        split = start + tl.arange(0, STEP)
-        at = (first + split) * G + g
-        split_m = tl.load(m_ptr + at, mask=split < splits, other=LOW)
-        split_z = tl.load(z_ptr + at, mask=split < splits, other=0.0)
-        some = split_z != 0.0
-        mask = some[:, None] & (dim < DV)[None, :]
-        values = tl.load(acc_ptr + at[:, None] * DV + dim[None, :], mask=mask, other=0.0)
+    """What one head read in all splits [DVP], of which the first STEP are given, in a fixed order;
+    zeros where it read nothing."""
+    m = tl.max(split_m, 0)
+    weight = tl.exp2(split_m - m)
+    z = tl.sum(split_z * weight, 0)
+    read = (split_z != 0.0)[:, None]
+    out = tl.sum(tl.where(read, values, 0.0) * weight[:, None], 0)
+    for start in range(STEP, splits, STEP):
+        split_m, split_z, values = load_splits(
+            m_ptr, z_ptr, acc_ptr, first, start, splits, g, G, DV, DVP, STEP
+        )
         top = tl.maximum(m, tl.max(split_m, 0))
-        weight = tl.where(some, tl.exp2(split_m - top), 0.0)
         shrink = tl.exp2(m - top)
-        out = out * shrink + tl.sum(values * weight[:, None], 0)
+        weight = tl.exp2(split_m - top)
         z = z * shrink + tl.sum(split_z * weight, 0)
+        read = (split_z != 0.0)[:, None]
+        out = out * shrink + tl.sum(tl.where(read, values, 0.0) * weight[:, None], 0)
         m = top
     return tl.where(z != 0.0, out / tl.where(z != 0.0, z, 1.0), 0.0)
 
@@ -62,7 +93,6 @@ def merge_branches(
     position_ptr: tl.tensor,
     gate_ptr: tl.tensor,
     out_ptr: tl.tensor,
-    splits_ptr: tl.tensor,
     compressed_m_ptr: tl.tensor,
     compressed_z_ptr: tl.tensor,
     compressed_acc_ptr: tl.tensor,
@@ -88,9 +118,6 @@ def merge_branches(
     TILE_SLOTS: tl.constexpr,
     RULE: tl.constexpr,
     MEMORY: tl.constexpr,
-    BLOCK: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SPLIT: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     WINDOWED: tl.constexpr,
@@ -104,37 +131,57 @@ def merge_branches(
     head = tl.program_id(1)
     g = head % G
     pair = row.to(tl.int64) * (tl.num_programs(1) // G) + head // G
+    position = tl.load(position_ptr + row)
     if OVERLAP_LAUNCHES:
         gdc_wait()
-    position = tl.load(position_ptr + row)
     dim = tl.arange(0, DVP)
     out = tl.zeros([DVP], tl.float32)
     if position >= 0:
-        gates = out_ptr
-        if GATED:
-            gates = gate_ptr + row.to(tl.int64) * gate_row + head * gate_head
+        # the first splits of all branches are under way before any is needed
         if COMPRESSED:
             tiles = tl.cdiv(visible_slots(position, STRIDE, STRICT), TILE_SLOTS)
             splits = tl.maximum(
                 tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0
             )
-            branch = merged_values(
+            compressed = pair * compressed_splits
+            compressed_m, compressed_z, compressed_values = load_splits(
                 compressed_m_ptr, compressed_z_ptr, compressed_acc_ptr,
-                pair * compressed_splits, splits, g, G, DV, DVP, STEP,
+                compressed, 0, splits, g, G, DV, DVP, STEP,
+            )  # fmt: skip
+        if SELECTED:
+            selected = pair * selected_splits
+            selected_m, selected_z, selected_values = load_splits(
+                selected_m_ptr, selected_z_ptr, selected_acc_ptr,
+                selected, 0, selected_splits, g, G, DV, DVP, STEP,
+            )  # fmt: skip
+        if WINDOWED:
+            window = pair * window_splits
+            window_m, window_z, window_values = load_splits(
+                window_m_ptr, window_z_ptr, window_acc_ptr,
+                window, 0, window_splits, g, G, DV, DVP, STEP,
+            )  # fmt: skip
+        gates = out_ptr
+        if GATED:
+            gates = gate_ptr + row.to(tl.int64) * gate_row + head * gate_head
+        if COMPRESSED:
+            branch = merged_values(
+                compressed_m, compressed_z, compressed_values,
+                compressed_m_ptr, compressed_z_ptr, compressed_acc_ptr,
+                compressed, splits, g, G, DV, DVP, STEP,
             )  # fmt: skip
             out = branch * weight_of(gates, SIGMOID) if GATED else branch
         if SELECTED:
             branch = merged_values(
+                selected_m, selected_z, selected_values,
                 selected_m_ptr, selected_z_ptr, selected_acc_ptr,
-                pair * selected_splits, tl.load(splits_ptr + pair), g, G, DV, DVP, STEP,
+                selected, selected_splits, g, G, DV, DVP, STEP,
             )  # fmt: skip
             out += branch * weight_of(gates + gate_branch, SIGMOID)
         if WINDOWED:
-            first = tl.maximum(position - WINDOW + 1, 0) // BLOCK
-            splits = tl.cdiv((position // BLOCK + 1 - first) * BLOCK, SPLIT)
             branch = merged_values(
+                window_m, window_z, window_values,
                 window_m_ptr, window_z_ptr, window_acc_ptr,
-                pair * window_splits, splits, g, G, DV, DVP, STEP,
+                window, window_splits, g, G, DV, DVP, STEP,
             )  # fmt: skip
             out += branch * weight_of(gates + 2 * gate_branch, SIGMOID)
     at = row.to(tl.int64) * out_row + head * out_head + dim
@@ -148,7 +195,6 @@ def merge_parts(
     compressed: Parts | None,
     selected: Parts | None,
     window: Parts | None,
-    splits: Tensor | None,
     gates: Tensor | None,
     tuning: Tuning,
     **constants: Any,
@@ -172,7 +218,6 @@ def merge_parts(
         position_ptr=rows.positions,
         gate_ptr=gates,
         out_ptr=out,
-        splits_ptr=splits,
         out_row=out.stride(0),
         out_head=out.stride(1),
         G=shape.group,

@@ -100,34 +100,36 @@ def chosen(
 
 
 @triton.jit
-def mass_scores(
+def load_mass(
     mass_ptr: tl.tensor,
     reference_ptr: tl.tensor,
     pair: tl.tensor,
     block: tl.tensor,
     tiles: tl.tensor,
     max_tiles: tl.tensor,
-    m: tl.tensor,
-    share: tl.tensor,
+    back: tl.constexpr,
     G: tl.constexpr,
     GP: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
     SPILLS: tl.constexpr,
 ) -> tl.tensor:
-    """Probability mass of blocks [TILE], summed over the group."""
+    """What the slots `back` blocks further on give to blocks [TILE]: mass and the maximum that it
+    is relative to, [TILE, GP]."""
     g = tl.arange(0, GP)
-    score = tl.zeros_like(block).to(tl.float32)
-    for back in tl.static_range(0, SPILLS + 1):
-        source = block + back
-        tile = source // TILE_BLOCKS
-        mask = (tile < tiles)[:, None] & (g < G)[None, :]
-        at = ((pair * (1 + SPILLS) + back) * max_tiles * TILE_BLOCKS + source)[:, None] * G
-        part = tl.load(mass_ptr + at + g[None, :], mask=mask, other=0.0)
-        at = (pair * max_tiles + tile)[:, None] * G
-        reference = tl.load(reference_ptr + at + g[None, :], mask=mask, other=0.0)
-        factor = tl.exp2(tl.where(mask, reference - m[None, :], float("-inf")))
-        score += tl.sum(part * (factor * share[None, :]), 1)
-    return score
+    source = block + back
+    tile = source // TILE_BLOCKS
+    known = (tile < tiles)[:, None] & (g < G)[None, :]
+    at = ((pair * (1 + SPILLS) + back) * max_tiles * TILE_BLOCKS + source)[:, None] * G
+    mass = tl.load(mass_ptr + at + g[None, :], mask=known, other=0.0)
+    at = (pair * max_tiles + tile)[:, None] * G
+    reference = tl.load(reference_ptr + at + g[None, :], mask=known, other=float("-inf"))
+    return mass, reference
+
+
+@triton.jit
+def weigh(mass: tl.tensor, reference: tl.tensor, m: tl.tensor, share: tl.tensor) -> tl.tensor:
+    """Masses as probabilities of the whole row, summed over the group: [TILE]."""
+    return tl.sum(mass * (tl.exp2(reference - m[None, :]) * share[None, :]), 1)
 
 
 @triton.jit
@@ -291,10 +293,10 @@ def choose_blocks(
     head = tl.program_id(1)
     chunk = tl.program_id(2)
     pair = (row * tl.num_programs(1) + head).to(tl.int64)
+    position = tl.load(position_ptr + row)
     if OVERLAP_LAUNCHES:
         gdc_wait()
         gdc_launch_dependents()
-    position = tl.load(position_ptr + row)
     if position < 0:
         return
     if must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS) == 0:
@@ -308,21 +310,25 @@ def choose_blocks(
     block = chunk * TILE + tl.arange(0, TILE)
     if MASS == PROB_SUM:
         splits = tl.maximum(tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0)
-        m, share = merged_softmax(m_ptr, z_ptr, pair * max_splits, splits, G, GP, STEP)
-        score = mass_scores(
-            mass_ptr,
-            reference_ptr,
-            pair,
-            block,
-            tiles,
-            max_tiles,
-            m,
-            share,
-            G,
-            GP,
-            TILE_BLOCKS,
-            SPILLS,
+        # under way before the row's sum is known
+        mass, reference = load_mass(
+            mass_ptr, reference_ptr, pair, block, tiles, max_tiles, 0, G, GP, TILE_BLOCKS, SPILLS
         )
+        if SPILLS > 0:
+            spill, spill_reference = load_mass(
+                mass_ptr, reference_ptr, pair, block, tiles, max_tiles, 1,
+                G, GP, TILE_BLOCKS, SPILLS,
+            )  # fmt: skip
+        m, share = merged_softmax(m_ptr, z_ptr, pair * max_splits, splits, G, GP, STEP)
+        score = weigh(mass, reference, m, share)
+        if SPILLS > 0:
+            score += weigh(spill, spill_reference, m, share)
+        for back in tl.static_range(2, SPILLS + 1):
+            mass, reference = load_mass(
+                mass_ptr, reference_ptr, pair, block, tiles, max_tiles, back,
+                G, GP, TILE_BLOCKS, SPILLS,
+            )  # fmt: skip
+            score += weigh(mass, reference, m, share)
     elif MASS == MAX_POOL:
         score = pooled_scores(mass_ptr, pair, block, tiles, max_tiles, TILE_BLOCKS, SPILLS)
     else:
