@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.cache import LayerCache
+from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
@@ -76,8 +77,9 @@ class GpuRunner:
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
         self._known: dict[int, _Known] = {}
         self._upload = Uploader(self._device)
-        width = -(-info.max_model_len // info.page_size)
-        self._tables = BlockTables(info.max_num_seqs, width, self._device)
+        width = num_pages_for(info.max_model_len, info.page_size)
+        # Whole runs of 16 bytes: kernels are compiled anew for a table that is aligned otherwise.
+        self._tables = BlockTables(info.max_num_seqs, -(-width // 4) * 4, self._device)
         rows = self._tables.padding_row + 1
         self._last_ids = torch.zeros(rows, dtype=torch.int64, device=self._device)
         """The token sampled last for each row of the tables."""
