@@ -139,15 +139,26 @@ def _filter(probs: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
     limit = min(p.top_k, len(probs)) if p.top_k > 0 else len(probs)
     if p.min_p > 0.0:
         probs = torch.where(probs >= p.min_p * probs.max(), probs, 0.0)
-    kept, ids = probs.topk(limit if p.top_k > 0 else min(limit, _CANDIDATES))
-    total = kept.sum() if p.top_k > 0 else probs.sum()
+    kept, ids = _highest(probs, limit if p.top_k > 0 else min(limit, _CANDIDATES))
+    total = kept.sum() if p.top_k > 0 else probs.sum(dtype=torch.float64)
     if p.top_k <= 0 and bool(kept.sum() < p.top_p * total):
-        kept, ids = probs.topk(limit)
+        kept, ids = _highest(probs, limit)
     inside = kept > 0
     if p.top_p < 1.0:
         inside &= kept.cumsum(0) - kept < p.top_p * total
     ids, order = ids[inside].sort()
     return kept[inside][order], ids
+
+
+def _highest(probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The highest probabilities, float64, and their ids; of equal ones those of lower ids, first:
+    logits that were computed in bfloat16 are full of equals."""
+    kept, ids = probs.topk(count)
+    equals = (probs == kept[-1]).nonzero().squeeze(-1)
+    above = ids[kept > kept[-1]].sort().values
+    ids = torch.cat([above, equals[: count - len(above)]])
+    kept, order = probs[ids].double().sort(stable=True, descending=True)
+    return kept, ids[order]
 
 
 def _invert(probs: Tensor, numbers: Tensor) -> Tensor:

@@ -14,21 +14,21 @@ from nsa_kernels.sample.chunks import (
     row_best,
     weights_of,
 )
-from nsa_kernels.sample.params import Drawn, RowParams
+from nsa_kernels.sample.params import RowParams
 
 ROOM = 8192
 """Candidates of a row that are put side by side; a row with more is searched where it is."""
 
 
-def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Drawn:
-    """One token per row of logits [N, vocab] of any float type, rows of any stride."""
+def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
+    """A token id [N] int64 for each row of logits [N, vocab] of any float type, rows of any
+    stride; −1 where the highest is no number (NaN or infinite)."""
     num_rows, vocab = logits.shape
     assert logits.stride(1) == 1
     device = logits.device
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
-    finite = torch.empty(num_rows, dtype=torch.bool, device=device)
     if num_rows == 0:
-        return Drawn(token_ids, finite)
+        return token_ids
     chunk = chunk_for(vocab)
     num_chunks = triton.cdiv(vocab, chunk)
     chunks = triton.next_power_of_2(num_chunks)
@@ -81,7 +81,6 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Drawn:
         packed,
         packed_ids,
         token_ids,
-        finite,
         num_rows,
         num_chunks,
         VOCAB=vocab,
@@ -94,7 +93,7 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Drawn:
         LARGE=4096,
         num_warps=8,
     )
-    return Drawn(token_ids, finite)
+    return token_ids
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -109,7 +108,6 @@ def _draw_kernel(
     packed: tl.tensor,
     packed_ids: tl.tensor,
     token_ids: tl.tensor,
-    finite: tl.tensor,
     num_rows: tl.tensor,
     num_chunks: tl.tensor,
     VOCAB: tl.constexpr,
@@ -122,15 +120,14 @@ def _draw_kernel(
     LARGE: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
-    highest, is_finite, bests = row_best(best, row, num_chunks, CHUNKS)
+    highest, finite, bests = row_best(best, row, num_chunks, CHUNKS)
     chunks = tl.arange(0, CHUNKS)
     inside = chunks < num_chunks
     places = tl.load(best_ids + row * num_chunks + chunks, mask=inside, other=0)
     token = tl.min(tl.where((bests == highest) & inside, places, VOCAB - 1), 0)
-    tl.store(finite + row, is_finite)
     if RANDOM:
         temperature = tl.load(table + row).to(tl.float32)
-        if is_finite & (temperature > 0.0):
+        if finite & (temperature > 0.0):
             temperature = tl.maximum(temperature, 1.1754943508222875e-38)
             top_k = tl.load(table + num_rows + row).to(tl.int64)
             top_p = tl.load(table + 2 * num_rows + row)
@@ -178,7 +175,7 @@ def _draw_kernel(
                 token = _draw_from_chunks(
                     source, masses, number, highest, temperature, min_p, VOCAB, CHUNK, CHUNKS
                 )
-    tl.store(token_ids + row, token.to(tl.int64))
+    tl.store(token_ids + row, tl.where(finite, token, -1).to(tl.int64))
 
 
 @triton.jit

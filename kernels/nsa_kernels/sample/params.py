@@ -8,6 +8,8 @@ MASS_BITS = 42
 """A token's weight is exp((logit − highest) / temperature) · 2^42, cut to an integer. Integer sums
 are exact in any order; those of 2^20 tokens fit 63 bits."""
 
+IN_PROMPT = 1 << 30
+
 TEMPERATURE, TOP_K, TOP_P, MIN_P, NUMBER = range(5)
 """Rows of `RowParams.table`."""
 
@@ -24,11 +26,14 @@ class RowParams:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """One token for each of N rows, on the device."""
+class Penalties:
+    """Repetition, presence and frequency penalties of R of N rows."""
 
-    token_ids: Tensor
-    """[N] int64"""
-    finite: Tensor
-    """[N] bool: whether the row's highest logit is a number (no NaN, not infinite); where it is
-    not, the token means nothing."""
+    rows: Tensor
+    """[R] int32 of the logits"""
+    counts: Tensor
+    """[S, vocab] int32: how often a token is in the output, plus `IN_PROMPT` if in the prompt."""
+    count_rows: Tensor
+    """[R] int32 of `counts`"""
+    values: Tensor
+    """[3, R] float32: repetition, presence, frequency."""

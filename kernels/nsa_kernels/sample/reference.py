@@ -4,26 +4,39 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.sample.params import (
+    IN_PROMPT,
     MASS_BITS,
     MIN_P,
     NUMBER,
     TEMPERATURE,
     TOP_K,
     TOP_P,
-    Drawn,
+    Penalties,
     RowParams,
 )
 
 
-def draw(logits: Tensor, params: RowParams) -> Drawn:
-    """One token per row of logits [N, vocab] of any float type."""
+def draw(logits: Tensor, params: RowParams) -> Tensor:
+    """A token id [N] int64 for each row of logits [N, vocab] of any float type; −1 where the
+    highest is no number (NaN or infinite)."""
     logits = logits.float()
     best, token_ids = logits.max(-1)
     if params.table is not None:
         masses = kept_masses(logits, params.table)
         greedy = params.table[TEMPERATURE] == 0.0
         token_ids = torch.where(greedy, token_ids, invert(masses, params.table[NUMBER]))
-    return Drawn(token_ids, best.isfinite())
+    return torch.where(best.isfinite(), token_ids, -1)
+
+
+def penalise(logits: Tensor, penalties: Penalties) -> None:
+    """Apply them to logits [N, vocab] float32, in place."""
+    rows = penalties.rows.long()
+    counts = penalties.counts[penalties.count_rows.long()]
+    repetition, presence, frequency = penalties.values[:, :, None]
+    x = logits[rows]
+    x = torch.where(counts > 0, torch.where(x > 0, x / repetition, x * repetition), x)
+    times = counts % IN_PROMPT
+    logits[rows] = torch.where(times > 0, x - (presence + frequency * times), x)
 
 
 def kept_masses(logits: Tensor, table: Tensor) -> Tensor:
