@@ -27,13 +27,14 @@ from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
+from nsa_serve.engine.gpu_sampler import GpuSampler
 from nsa_serve.engine.gpu_steps import mixed_step, rows_step
 from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
 from nsa_serve.engine.inputs import SlotRule
 from nsa_serve.engine.launched import Download, Launched, LaunchedChunks, Row
 from nsa_serve.engine.model_runner import NOT_A_NUMBER, prompt_logprobs
 from nsa_serve.engine.runner import RunnerInfo, StepResult
-from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
+from nsa_serve.engine.sampler import SamplingState, logprobs_of, sampling_state
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.device import DeviceAttention, DeviceContext
 from nsa_serve.params import SamplingParams
@@ -71,11 +72,12 @@ class GpuRunner:
     ) -> None:
         self._decoder, self._layers, self._info = decoder, layers, info
         self._run_ahead = run_ahead
-        self._sampler = reference_sampler
         self._device = layers.caches[0].k.device
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
         self._known: dict[int, _Known] = {}
+        on_gpu = self._device.type == "cuda"
+        self._sampler = GpuSampler(info.vocab_size, self._device, use_kernels=on_gpu)
         self._upload = Uploader(self._device)
         width = num_pages_for(info.max_model_len, info.page_size)
         # Whole runs of 16 bytes: kernels are compiled anew for a table that is aligned otherwise.
@@ -103,8 +105,9 @@ class GpuRunner:
         return self._info
 
     @torch.inference_mode()
-    def capture_first(self, batches: SequenceOf[int]) -> None:
-        """Capture the graphs that decoding begins with."""
+    def warm_up(self, batches: SequenceOf[int]) -> None:
+        """Compile what samples, and capture the graphs that decoding begins with."""
+        self._sampler.warm_up()
         self._steps.capture_first(batches)
 
     @property
@@ -311,14 +314,3 @@ class GpuRunner:
         )
         for cache in self._layers.caches:
             cache.erase(pages)
-
-
-def reference_sampler(
-    logits: Tensor, states: list[SamplingState], outputs: list[SequenceOf[int]]
-) -> Tensor:
-    """Tokens [N] int64 of logits [N, vocab], −1 where these are not finite."""
-    logits = logits.float()
-    finite = logits.amax(-1).isfinite()
-    safe = torch.where(finite[:, None], logits, 0.0)
-    ids = torch.tensor(sample(safe, states, [list(o) for o in outputs]), device=logits.device)
-    return torch.where(finite, ids, -1)

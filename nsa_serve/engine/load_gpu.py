@@ -69,7 +69,7 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
         num_lookahead_tokens=1,
     )
     runner = runner_over(decoder, kernels, info, dtype, use_graphs=not config.enforce_eager)
-    runner.capture_first(_FIRST_BATCHES)
+    runner.warm_up(_FIRST_BATCHES)
     return runner
 
 

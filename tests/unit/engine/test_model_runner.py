@@ -50,11 +50,29 @@ def random_tokens(length: int, seed: int) -> list[int]:
 PROMPTS = [random_tokens(n, seed=n) for n in (1, 3, 17, 40, 64, 7, 33)]
 
 
-@pytest.fixture(params=MODELS, scope="module")
+Cores = Callable[..., EngineCore]
+CASES: list[tuple[str, Cores]] = [(name, model_core) for name in MODELS]
+CASES += [(name, device_core) for name in ("nsa", "lucidrains")]
+"""Models, and what makes a core over a folder of theirs: the plain runner, or the one for GPUs over
+stand-ins of kernels."""
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1].__name__}", scope="module")
+def case(request: pytest.FixtureRequest) -> tuple[str, Cores]:
+    found: tuple[str, Cores] = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def cores(case: tuple[str, Cores]) -> Cores:
+    return case[1]
+
+
+@pytest.fixture(scope="module")
 def model(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    case: tuple[str, Cores], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Decoder]:
-    return write_sharp_folder(tmp_path_factory.mktemp("model"), MODELS[request.param])
+    return write_sharp_folder(tmp_path_factory.mktemp("model"), MODELS[case[0]])
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +84,6 @@ def folder(model: tuple[Path, Decoder]) -> Path:
 def expected(model: tuple[Path, Decoder]) -> list[list[int]]:
     """Greedy outputs by the definition."""
     return [greedy_by_definition(model[1], prompt, 10) for prompt in PROMPTS]
-
-
-Cores = Callable[..., EngineCore]
-
-
-@pytest.fixture(params=["reference", "device"])
-def cores(request: pytest.FixtureRequest) -> Cores:
-    """Makes a core over the model of a folder, or over the runner for GPUs with stand-ins."""
-    return model_core if request.param == "reference" else device_core
 
 
 def test_alone(cores: Cores, folder: Path, expected: list[list[int]]) -> None:
