@@ -93,5 +93,6 @@ def dense_prefill(
         PRECISION=precision(compute),
         num_warps=sizes.flash_warps,
         num_stages=sizes.flash_stages,
+        maxnreg=sizes.flash_registers,
     )
     return out

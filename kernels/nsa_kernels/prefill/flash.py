@@ -2,7 +2,8 @@
 
 One kernel computes, for 128 rows (query, head of the group) of a kv head and in this order: the
 compressed branch over the gathered slots; the window branch; and, for queries that select every
-block, the selected branch as plain causal attention. The output is their gated sum.
+block, the selected branch as plain causal attention. The output is their gated sum; what is ready
+waits for the rest in memory, for registers decide how much of a GPU works at once.
 """
 
 import triton
@@ -12,6 +13,7 @@ from torch import Tensor
 from nsa_kernels.prefill.gather import GatheredSlots
 from nsa_kernels.prefill.plan import PrefillPlan
 from nsa_kernels.prefill.tiles import (
+    deliver,
     gate_of,
     load_part,
     next_power_of_2,
@@ -197,7 +199,7 @@ def flash_kernel(
     head = kv_head * GROUP + in_group
     gate_at = token * gate_token + head * gate_head
 
-    mixed = tl.zeros([ROWS, DV_PADDED], tl.float32)
+    place = token * out_token + head * out_head
     if COMPRESSED:
         at = token * qc_token + head * qc_head
         qc = load_part(q_compressed, at, keep, True, 0, D_FIRST, D).to(COMPUTE)
@@ -253,7 +255,7 @@ def flash_kernel(
         tl.store(lse + token * HEADS + head, log_sum, mask=keep)
         if VALUES:
             gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
-            mixed += softmax_end(total, acc) * gate[:, None]
+            deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], False, DV)
 
     if WINDOW > 0 or DENSE:
         at = token * q_token + head * q_head
@@ -277,7 +279,7 @@ def flash_kernel(
             PRECISION,
         )  # fmt: skip
         gate = gate_of(gates, gate_at + 2 * gate_branch, keep, GATED, LOGITS)
-        mixed += softmax_end(total, acc) * gate[:, None]
+        deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], VALUES, DV)
 
     if DENSE:
         top = tl.full([ROWS], float("-inf"), tl.float32)
@@ -296,12 +298,8 @@ def flash_kernel(
             PRECISION,
         )  # fmt: skip
         gate = gate_of(gates, gate_at + gate_branch, keep & (positions < dense_end), GATED, LOGITS)
-        mixed += softmax_end(total, acc) * gate[:, None]
-
-    if VALUES or WINDOW > 0 or DENSE:
-        columns = tl.arange(0, DV_PADDED)
-        place = out + (token * out_token + head * out_head)[:, None] + columns[None, :]
-        tl.store(place, mixed, mask=keep[:, None] & (columns < DV)[None, :])
+        add: tl.constexpr = VALUES or WINDOW > 0
+        deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], add, DV)
 
 
 def attend_tiles(work: PrefillWork, plan: PrefillPlan, slots: GatheredSlots, lse: Tensor) -> None:
@@ -374,4 +372,5 @@ def attend_tiles(work: PrefillWork, plan: PrefillPlan, slots: GatheredSlots, lse
         PRECISION=precision(work.compute),
         num_warps=tuning.flash_warps,
         num_stages=tuning.flash_stages,
+        maxnreg=tuning.flash_registers,
     )

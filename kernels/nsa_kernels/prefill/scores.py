@@ -2,6 +2,7 @@
 
 Logits stand transposed, [slots, columns] with a column for each (head of the group, query) and the
 query fastest: each thread then holds a query's heads itself, and their sum needs no exchange.
+Threads hold rows r and r + 8 of each 16, so neighbouring slots are given to those.
 
 A slot reads the l tokens that end with it, so its mass also counts in blocks before its own. Part
 `a` of a block is what the slots that complete a blocks later give to it; part a lies with the block
@@ -59,10 +60,19 @@ def _blocks_range(
 ) -> None:
     """Parts of blocks [low, high), in tiles of BLOCKS."""
     SLOTS: tl.constexpr = BLOCKS * PER_BLOCK_PADDED
+    PAIRED: tl.constexpr = (
+        PER_BLOCK == PER_BLOCK_PADDED and PER_BLOCK >= 2 and PER_BLOCK <= 16 and SLOTS >= 16
+    )
     lanes = tl.arange(0, SLOTS)
-    place = lanes % PER_BLOCK_PADDED
-    offset = lanes // PER_BLOCK_PADDED * PER_BLOCK + place
-    inner = tl.arange(0, PER_BLOCK_PADDED)
+    HALF: tl.constexpr = PER_BLOCK_PADDED // 2 if PAIRED else 1
+    if PAIRED:
+        place = lanes % HALF * 2 + lanes // 8 % 2
+        offset = (lanes // 16 * (8 // HALF) + lanes % 8 // HALF) * PER_BLOCK + place
+        inner = tl.arange(0, HALF)[None, :] * 2 + tl.arange(0, 2)[:, None]
+    else:
+        place = lanes % PER_BLOCK_PADDED
+        offset = lanes // PER_BLOCK_PADDED * PER_BLOCK + place
+        inner = tl.arange(0, 1)[:, None] + tl.arange(0, PER_BLOCK_PADDED)[None, :]
     for block in tl.range(low, high, BLOCKS):
         slots = block * PER_BLOCK + offset
         keep = slots < last_slot
@@ -81,7 +91,10 @@ def _blocks_range(
             visible = (slots[:, None] < seen[None, :]) & (keep & (slots >= FIRST_SLOT))[:, None]
             mass = tl.where(visible, mass, 0.0)
         mass = tl.sum(tl.reshape(mass, [SLOTS, GROUP_PADDED, QUERIES]), 1)
-        mass = tl.reshape(mass, [BLOCKS, PER_BLOCK_PADDED, QUERIES])
+        if PAIRED:
+            mass = tl.reshape(mass, [SLOTS // 16, 2, 8 // HALF, HALF, QUERIES])
+        else:
+            mass = tl.reshape(mass, [BLOCKS, 1, 1, PER_BLOCK_PADDED, QUERIES])
         blocks = block + tl.arange(0, BLOCKS)
         target = parts + rows[None, :] + blocks[:, None]
         inside = (blocks < high)[:, None] & wanted[None, :]
@@ -91,12 +104,14 @@ def _blocks_range(
             strides = tl.maximum(newest - oldest + 1, 0)
             if PER_BLOCK != PER_BLOCK_PADDED:
                 strides = tl.where(inner < PER_BLOCK, strides, 0)
+            strides = strides[None, :, None, :, None]
             if MODE == "prob_sum":
-                part = tl.sum(mass * strides.to(tl.float32)[None, :, None], 1)
+                part = tl.sum(tl.sum(mass * strides.to(tl.float32), 1), 2)
             elif MODE == "max_pool":
-                part = tl.max(tl.where((strides > 0)[None, :, None], mass, 0.0), 1)
+                part = tl.max(tl.max(tl.where(strides > 0, mass, 0.0), 1), 2)
             else:
-                part = tl.sum(mass, 1)
+                part = tl.sum(tl.sum(mass, 1), 2)
+            part = tl.reshape(part, [BLOCKS, QUERIES])
             tl.store(target + a * part_stride, part, mask=inside)
 
 

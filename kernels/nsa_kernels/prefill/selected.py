@@ -10,6 +10,7 @@ import triton.language as tl
 from nsa_kernels.prefill.plan import PrefillPlan, Slab
 from nsa_kernels.prefill.select import TileLists
 from nsa_kernels.prefill.tiles import (
+    deliver,
     gate_of,
     load_part,
     next_power_of_2,
@@ -137,12 +138,7 @@ def _selected_kernel(
 
     gate_at = token * gate_token + head * gate_head + gate_branch
     mixed = softmax_end(total, acc) * gate_of(gates, gate_at, keep, GATED, LOGITS)[:, None]
-    columns = tl.arange(0, DV_PADDED)
-    target = out + (token * out_token + head * out_head)[:, None] + columns[None, :]
-    inside = keep[:, None] & (columns < DV)[None, :]
-    if ADD:
-        mixed += tl.load(target, mask=inside, other=0.0).to(tl.float32)
-    tl.store(target, mixed, mask=inside)
+    deliver(out, token * out_token + head * out_head, keep, mixed, ADD, DV)
 
 
 def attend_selected(

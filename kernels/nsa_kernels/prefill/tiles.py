@@ -29,7 +29,7 @@ def triton_dtype(dtype: torch.dtype) -> Any:
 
 def precision(dtype: torch.dtype) -> str:
     """How float32 operands are multiplied; other dtypes do not mind."""
-    return "ieee" if dtype == torch.float32 else "tf32"
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 @triton.jit
@@ -126,6 +126,25 @@ def gate_of(
     else:
         gate = tl.where(keep, 1.0, 0.0)
     return gate
+
+
+@triton.jit
+def deliver(
+    out: tl.tensor,
+    offsets: tl.tensor,
+    keep: tl.tensor,
+    rows: tl.tensor,
+    ADD: tl.constexpr,
+    DIM: tl.constexpr,
+) -> None:
+    """Store rows [N, ≥ DIM] at element offsets [N], or add them to what is there."""
+    columns = tl.arange(0, rows.shape[1])
+    place = out + offsets[:, None] + columns[None, :]
+    inside = keep[:, None] & (columns < DIM)[None, :]
+    if ADD:
+        tl.debug_barrier()  # another thread of this program may have stored what is there
+        rows += tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(place, rows, mask=inside)
 
 
 @triton.jit
