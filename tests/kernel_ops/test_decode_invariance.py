@@ -26,8 +26,10 @@ def case_of(name: str) -> DecodeCase:
     "name",
     [
         "base",
-        "lucidrains",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("max_pool", "floor", "paper")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("lucidrains", "max_pool", "floor", "paper")
+        ),
     ],
 )
 def test_alone_or_in_any_batch_or_pages_or_bound(name: str) -> None:
