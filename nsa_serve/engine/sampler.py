@@ -153,6 +153,9 @@ def _filter(probs: Tensor, p: SamplingParams) -> tuple[Tensor, Tensor]:
 def _highest(probs: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The highest probabilities, float64, and their ids; of equal ones those of lower ids, first:
     logits that were computed in bfloat16 are full of equals."""
+    if count == len(probs):
+        kept, ids = torch.sort(probs, stable=True, descending=True)
+        return kept.double(), ids
     kept, ids = probs.topk(count)
     equals = (probs == kept[-1]).nonzero().squeeze(-1)
     above = ids[kept > kept[-1]].sort().values
