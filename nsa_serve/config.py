@@ -47,6 +47,8 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     compressor: CompressorKind = "mlp"
     compressor_shared: bool = False
     """One φ for all kv heads, where the kind has parameters of its own per head."""
+    compressor_tied: bool = False
+    """One φ for keys and values."""
     compressor_hidden: int = 0
     """Hidden width of the mlp kinds; 0 stands for compress_block · head_dim."""
     intra_block_positions: Literal["none", "k", "kv"] = "kv"
@@ -175,15 +177,23 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """0 stands for head_dim."""
     intermediate_size: int
     max_position_embeddings: int
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm, or LayerNorm with a bias, before each part of a layer and at the end."""
     rms_norm_eps: float = 1e-5
+    """ε of the norms, of whichever kind."""
+    positions: Literal["rope", "learned", "none"] = "rope"
+    """Rotary; or a learned vector for each of max_position_embeddings, added to the embedding."""
     rope_theta: float = 10_000.0
     rope_interleaved: bool = False
     """Rotate neighbouring pairs instead of the two halves of a head."""
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
     qk_norm: bool = False
+    """RMSNorm of each query and key head."""
     attention_bias: bool = False
     attention_output_bias: bool = False
+    mlp: Literal["gated", "plain"] = "gated"
+    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
     mlp_bias: bool = False
     hidden_act: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     nsa: NSAConfig | None = None
@@ -217,6 +227,14 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _require(
             self.nsa is not None or "nsa" not in self.layer_kinds,
             "layer_kinds names an nsa layer but there is no nsa section",
+        )
+        _require(
+            self.positions == "rope" or self.rope_scaling is None,
+            f"rope_scaling needs positions rope, not {self.positions}",
+        )
+        _require(
+            self.nsa is None or not self.nsa.compressor_tied or self.value_dim == self.head_dim,
+            "nsa.compressor_tied needs a v_head_dim equal to head_dim",
         )
 
     @property

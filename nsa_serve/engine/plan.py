@@ -179,6 +179,8 @@ def _parts(config: ModelConfig) -> Iterator[tuple[nn.Module, int]]:
     for kind, layer in zip(kinds, decoder.model.layers, strict=True):
         yield layer, config.kinds.count(kind)
     yield decoder.model.embed_tokens, 1
+    if decoder.model.embed_positions is not None:
+        yield decoder.model.embed_positions, 1
     yield decoder.model.norm, 1
     if decoder.lm_head is not None:
         yield decoder.lm_head, 1

@@ -72,12 +72,13 @@ class NSABranches(nn.Module):
                     name, nn.Linear(config.hidden_size, size, bias=config.attention_bias)
                 )
         block, hidden, shared = nsa.compress_block, nsa.compressor_hidden, nsa.compressor_shared
-        self.compress_k, self.compress_v = (
+        self.compress_k, own_v = (
             make_compressor(
                 nsa.compressor, kv_heads=kv, dim=dim, block=block, hidden=hidden, shared=shared
             )
             for dim in (dk, dv)
         )
+        self.compress_v: nn.Module | None = None if nsa.compressor_tied else own_v
         self.k_positions = _learned(kv, block, dk) if nsa.intra_block_positions != "none" else None
         self.v_positions = _learned(kv, block, dv) if nsa.intra_block_positions == "kv" else None
         m = nsa.memory_slots
@@ -102,8 +103,13 @@ class NSABranches(nn.Module):
         """Compressed values of windows [S, kv_heads, l, Dv]."""
         if self.v_positions is not None:
             windows = windows + self.v_positions
-        values: Tensor = self.compress_v(windows)
+        values: Tensor = self.value_compressor(windows)
         return values
+
+    @property
+    def value_compressor(self) -> nn.Module:
+        """φ of the values."""
+        return self.compress_k if self.compress_v is None else self.compress_v
 
     @property
     def memory(self) -> tuple[Tensor, Tensor] | None:

@@ -18,7 +18,7 @@ def averages_of(
     return Averages(
         nsa.spec,
         _average(nsa.compress_k, nsa.k_positions, num_kv_heads, table, interleaved),
-        _average(nsa.compress_v, nsa.v_positions, num_kv_heads, None, interleaved),
+        _average(nsa.value_compressor, nsa.v_positions, num_kv_heads, None, interleaved),
     )
 
 

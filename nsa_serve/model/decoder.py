@@ -1,4 +1,4 @@
-"""The decoder: embedding, layers of attention and gated MLP, norm, head."""
+"""The decoder: embedding, layers of attention and MLP, norm, head."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,19 @@ from nsa_serve.config import ModelConfig
 from nsa_serve.model import ops
 from nsa_serve.model.attention import Attention, AttentionContext
 from nsa_serve.model.linear import Joined, join
-from nsa_serve.model.norm import RMSNorm
+from nsa_serve.model.norm import make_norm
 from nsa_serve.model.rope import Rope, Rotation
 
 
 class MLP(nn.Module):
-    """down(act(gate(x)) · up(x))"""
+    """down(act(gate(x)) · up(x)); where it is plain, down(act(up(x)))."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.gated = config.mlp == "gated"
+        if self.gated:
+            self.gate_proj = nn.Linear(hidden, inner, bias=bias)
         self.up_proj = nn.Linear(hidden, inner, bias=bias)
         self.down_proj = nn.Linear(inner, hidden, bias=bias)
         self.gate_up: Joined | None = None
@@ -26,13 +28,17 @@ class MLP(nn.Module):
 
     def join(self) -> None:
         """Make one matrix of the first two projections: for inference only, not to be undone."""
-        self.gate_up = join(self, "gate_proj", "up_proj")
+        if self.gated:
+            self.gate_up = join(self, "gate_proj", "up_proj")
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden] → [T, hidden]"""
         if self.gate_up is not None:
             return self.down_proj(ops.act_mul(self.gate_up.linear(x), self.act))
-        return self.down_proj(ops.ACTIVATIONS[self.act](self.gate_proj(x)) * self.up_proj(x))
+        act = ops.ACTIVATIONS[self.act]
+        if not self.gated:
+            return self.down_proj(act(self.up_proj(x)))
+        return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -40,9 +46,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = make_norm(config)
         self.self_attn = Attention(config, index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = make_norm(config)
         self.mlp = MLP(config)
 
     def forward(
@@ -56,14 +62,38 @@ class Layer(nn.Module):
         return residual, self.mlp(x)
 
 
+class LearnedPositions(nn.Module):
+    """A vector for each position."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        count, hidden = config.max_position_embeddings, config.hidden_size
+        self.weight = nn.Parameter(torch.empty(count, hidden).normal_(0.0, 0.02))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """[T] → [T, hidden]"""
+        return F.embedding(positions, self.weight)
+
+
 class Trunk(nn.Module):
     """Everything but the head; a module of its own because checkpoints name it `model`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions: LearnedPositions | None = None
+        if config.positions == "learned":
+            self.embed_positions = LearnedPositions(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = make_norm(config)
+
+    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """token_ids, positions [T] → [T, hidden], of the norm's type."""
+        dtype = self.norm.weight.dtype
+        x = self.embed_tokens(token_ids).to(dtype)
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions).to(dtype)
+        return x
 
 
 class Decoder(nn.Module):
@@ -95,7 +125,7 @@ class Decoder(nn.Module):
 
     def forward(self, token_ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
         """token_ids, positions [T] → hidden states [T, hidden], normed."""
-        residual = self.model.embed_tokens(token_ids).to(self.model.norm.weight.dtype)
+        residual = self.model.embed(token_ids, positions)
         rotate = self.rope.at(positions, residual.dtype)
         delta: Tensor | None = None
         for layer in self.model.layers:

@@ -1,8 +1,9 @@
-"""RMSNorm in the few operations that a CPU step can afford."""
+"""RMSNorm in the few operations that a CPU step can afford, and LayerNorm."""
 
 import torch
 from torch import Tensor, nn
 
+from nsa_serve.config import ModelConfig
 from nsa_serve.model import fused
 
 
@@ -25,3 +26,13 @@ class RMSNorm(nn.Module):
         square = wide.square().sum(-1, keepdim=True)
         scale = square.mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
         return (wide * scale).to(x.dtype) * self.weight
+
+
+Norm = RMSNorm | nn.LayerNorm
+"""Over the last dimension, [..., dim] → [..., dim]."""
+
+
+def make_norm(config: ModelConfig) -> Norm:
+    """A fresh norm of a model's stream."""
+    kind = RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.hidden_size, config.rms_norm_eps)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from nsa_kernels.dispatch import has_kernels
-from nsa_serve.model.norm import RMSNorm
+from nsa_serve.model.norm import Norm, RMSNorm
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -20,10 +20,10 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def add_norm(residual: Tensor, delta: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+def add_norm(residual: Tensor, delta: Tensor | None, norm: Norm) -> tuple[Tensor, Tensor]:
     """(residual + delta, its norm), both [T, hidden]. Without gradients the sum may take the place
     of `residual`, which nobody else may hold."""
-    if _use_kernels(residual):
+    if isinstance(norm, RMSNorm) and _use_kernels(residual):
         from nsa_kernels.fused import add_rms_norm
 
         return residual, add_rms_norm(residual, delta, norm.weight, norm.eps)

@@ -1,4 +1,7 @@
-"""Rotary position embedding: plain, linear, llama3 and YaRN frequencies; halves or pairs."""
+"""Rotary position embedding: plain, linear, llama3 and YaRN frequencies; halves or pairs.
+
+Where a model has other positions, or none, every angle is zero.
+"""
 
 import math
 from functools import cached_property
@@ -19,6 +22,8 @@ class Rotation:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate x [T, heads, head_dim]."""
+        if self._rope.is_identity:
+            return x
         if self.interleaved:
             swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
@@ -62,7 +67,8 @@ class Rope:
             config.rope_scaling,
         )
         self.interleaved = config.rope_interleaved
-        self.inverse = inverse.to(device)
+        self.is_identity = config.positions != "rope"
+        self.inverse = (inverse * 0.0 if self.is_identity else inverse).to(device)
 
     def at(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> Rotation:
         """Rotation at positions [T] of heads of `dtype`."""

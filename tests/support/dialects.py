@@ -64,6 +64,7 @@ DIALECTS: dict[str, NSAConfig] = {
     "query_gates": _with(gate_scope="group", gate_input="query_mean", gate_hidden=8),
     "dense_len": _with(dense_len=41, num_selected=3),
     "window_of_one": _with(window=1),
+    "tied_phi": _with(compressor="linear", compressor_tied=True, intra_block_positions="kv"),
     "lucidrains": _with(
         compressor="mlp",
         intra_block_positions="kv",
@@ -117,6 +118,13 @@ MODELS: dict[str, ModelConfig] = {
     "yarn": model_config(
         BASE,
         rope_scaling=RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+    ),
+    "layer_norm": model_config(BASE, norm="layer"),
+    "plain_mlp": model_config(BASE, mlp="plain", mlp_bias=True, hidden_act="gelu"),
+    "learned_positions": model_config(DIALECTS["block_start"], positions="learned"),
+    "no_positions": model_config(DIALECTS["raw_keys"], positions="none"),
+    "learned_positions_dense": model_config(
+        None, positions="learned", norm="layer", mlp="plain", tie_word_embeddings=True
     ),
     **{name: model_config(nsa) for name, nsa in DIALECTS.items()},
 }

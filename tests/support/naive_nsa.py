@@ -48,17 +48,18 @@ class NaiveDecoder:
         """[T, vocab]"""
         config, weights = self.config, self.weights
         x = weights["model.embed_tokens.weight"][list(tokens)]
+        if config.positions == "learned":
+            x = x + weights["model.embed_positions.weight"][: len(tokens)]
         for i in range(config.num_layers):
             prefix = f"model.layers.{i}."
             layer = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-            eps = config.rms_norm_eps
-            normed = rms_norm(x, layer["input_layernorm.weight"], eps)
+            normed = _norm(x, layer, "input_layernorm", config)
             own = "self_attn."
             attention = {n.removeprefix(own): w for n, w in layer.items() if n.startswith(own)}
             nsa = config.nsa if config.kinds[i] == "nsa" else None
             x = x + NaiveAttention(config, nsa, attention)(normed)
-            x = x + _mlp(rms_norm(x, layer["post_attention_layernorm.weight"], eps), layer, config)
-        x = rms_norm(x, weights["model.norm.weight"], config.rms_norm_eps)
+            x = x + _mlp(_norm(x, layer, "post_attention_layernorm", config), layer, config)
+        x = _norm(x, weights, "model.norm", config)
         tied = config.tie_word_embeddings
         return x @ weights["model.embed_tokens.weight" if tied else "lm_head.weight"].T
 
@@ -145,9 +146,10 @@ class NaiveAttention:
             if nsa.intra_block_positions == "kv":
                 window_v = window_v + weights["nsa.v_positions"][head]
             key = compress(nsa, window_k, head, weights, "nsa.compress_k")
-            if nsa.compressed_rope == "block_start":
+            if nsa.compressed_rope == "block_start" and config.positions == "rope":
                 key = rotate(key, first, config)
-            slots[s] = key, compress(nsa, window_v, head, weights, "nsa.compress_v")
+            phi_v = "nsa.compress_k" if nsa.compressor_tied else "nsa.compress_v"
+            slots[s] = key, compress(nsa, window_v, head, weights, phi_v)
         return slots
 
     def _compressed(
@@ -215,13 +217,27 @@ class NaiveAttention:
         return y
 
     def _rotated(self, x: Array) -> Array:
+        if self.config.positions != "rope":
+            return x
         return np.stack(
             [np.stack([rotate(row, t, self.config) for row in rows]) for t, rows in enumerate(x)]
         )
 
 
+def _norm(x: Array, weights: Weights, name: str, config: ModelConfig) -> Array:
+    weight, eps = weights[f"{name}.weight"], config.rms_norm_eps
+    if config.norm == "rms":
+        return rms_norm(x, weight, eps)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = (centred * centred).mean(-1, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + eps) * weight + weights[f"{name}.bias"])
+
+
 def _mlp(x: Array, weights: Weights, config: ModelConfig) -> Array:
-    gate, up = linear(x, weights, "mlp.gate_proj"), linear(x, weights, "mlp.up_proj")
+    up = linear(x, weights, "mlp.up_proj")
+    if config.mlp == "plain":
+        return linear(_activation(up, config.hidden_act), weights, "mlp.down_proj")
+    gate = linear(x, weights, "mlp.gate_proj")
     return linear(_activation(gate, config.hidden_act) * up, weights, "mlp.down_proj")
 
 

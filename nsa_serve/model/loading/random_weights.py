@@ -19,7 +19,7 @@ def random_decoder(
     generator = torch.Generator(device).manual_seed(seed)
     decoder = decoder.to(dtype).to_empty(device=device).requires_grad_(False)
     for name, parameter in decoder.named_parameters():
-        if "norm" in name:
+        if name.endswith("norm.weight"):
             parameter.fill_(1.0)
         elif parameter.ndim > 1:
             parameter.normal_(0.0, _DEVIATION, generator=generator)
