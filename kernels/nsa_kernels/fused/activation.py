@@ -9,6 +9,7 @@ from nsa_kernels.fused.reference import Activation
 
 TILE = 1024
 """Outputs of one program."""
+WARPS = 4
 
 
 def act_mul(gate_up: Tensor, act: Activation) -> Tensor:
@@ -25,7 +26,7 @@ def act_mul(gate_up: Tensor, act: Activation) -> Tensor:
         INNER=inner,
         ACT=act,
         TILE=min(TILE, triton.next_power_of_2(inner)),
-        num_warps=4,
+        num_warps=WARPS,
     )
     return out
 

@@ -7,6 +7,8 @@ from torch import Tensor
 
 WIDEST = 65536
 """A row is one program's; no hidden size is larger."""
+PER_WARP = 256
+"""Elements of one warp, up to sixteen warps."""
 
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
@@ -33,7 +35,7 @@ def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) ->
         HIDDEN=hidden,
         TILE=tile,
         ADD=delta is not None,
-        num_warps=min(max(tile // 256, 1), 16),
+        num_warps=min(max(tile // PER_WARP, 1), 16),
     )
     return out
 

@@ -18,6 +18,9 @@ from nsa_kernels.sample.params import RowParams
 
 ROOM = 8192
 """Candidates of a row that are put side by side; a row with more is searched where it is."""
+SMALL, LARGE = 1024, 4096
+"""Candidates that a program looks at together, in either case."""
+WARPS = 8
 
 
 def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
@@ -89,9 +92,9 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
         ROOM=room,
         RANDOM=params.table is not None,
         FILTERED=params.table is not None and params.filtered,
-        SMALL=1024,
-        LARGE=4096,
-        num_warps=8,
+        SMALL=SMALL,
+        LARGE=LARGE,
+        num_warps=WARPS,
     )
     return token_ids
 

@@ -21,6 +21,7 @@ from nsa_kernels.write.slots import (
 
 TILE = 1024
 """Elements of one program."""
+WARPS = 4
 
 _NO_PHI = Averages(
     SparseSpec(
@@ -160,7 +161,7 @@ def rotate_and_write(
         BLOCK=phi.spec.compress_block,
         STRIDE=phi.spec.compress_stride,
         **average_switches(phi),
-        num_warps=4,
+        num_warps=WARPS,
     )
     return out
 

@@ -16,6 +16,7 @@ from nsa_kernels.write.averages import (
 
 TILE = 512
 """Elements that one program sums."""
+WARPS = 2
 
 
 def complete_slots(cache: LayerCache, work: CompletedSlots, phi: Averages) -> None:
@@ -70,7 +71,7 @@ def _launch(
         STRIDE=phi.spec.compress_stride,
         INTERLEAVED=phi.keys.interleaved,
         **average_switches(phi),
-        num_warps=2,
+        num_warps=WARPS,
     )
 
 
