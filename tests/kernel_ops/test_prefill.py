@@ -30,6 +30,7 @@ from tests.support.prefill_cases import (
     relative_error,
     spec_of,
 )
+from tests.support.specs import paper_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
 
@@ -48,9 +49,6 @@ NARROW = PrefillTuning(
     selected_keys=16,
 )
 """Many tiles, even in short sequences."""
-
-NARROW_BLOCKS = replace(NARROW, selected_keys=8)
-"""One block per step: then not even rounding depends on the other queries of a tile."""
 
 
 def run(case: Case, tuning: PrefillTuning = WIDE, **changes: Any) -> Tensor:
@@ -148,13 +146,12 @@ def part_of(case: Case, first: int, stop: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("name", ["base", "memory"])
-def test_cutting_a_chunk_changes_no_bit(name: str) -> None:
-    """Tiles are anchored at absolute positions, and foreign blocks leave a query's sums alone."""
-    case = make_case(shape_of(DIALECTS[name], chunks=((0, 67),), kv_heads=1))
-    whole = run(case, NARROW_BLOCKS)
-    borders = [0, 35, 41, 67]
-    parts = [run(part_of(case, a, b), NARROW_BLOCKS) for a, b in itertools.pairwise(borders)]
+def test_cutting_a_chunk_changes_no_bit() -> None:
+    """Tiles are anchored at absolute positions, and where a step reads one block, those of other
+    queries leave a query's sums alone."""
+    case = make_case(shape_of(DIALECTS["wide_blocks"], chunks=((0, 90),), kv_heads=1, memory=1))
+    whole = run(case, NARROW)
+    parts = [run(part_of(case, a, b), NARROW) for a, b in itertools.pairwise([0, 35, 53, 90])]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -269,6 +266,47 @@ def test_dense_attention_equals_the_reference(
         case.q, case.cache.k, case.cache.v, case.chunks, case.scale, tuning=tuning
     )
     assert relative_error(found, expected_dense(case)) < 1e-5
+
+
+REAL: dict[str, dict[str, Any]] = {
+    "64/4 d128": {"group": 16, "kv_heads": 4, "head_dim": 128, "value_dim": 128},
+    "32/8 d128": {"group": 4, "kv_heads": 8, "head_dim": 128, "value_dim": 128},
+    "9/3 d64": {"group": 3, "kv_heads": 3, "head_dim": 64, "value_dim": 64},
+    "8/8 d128": {"group": 1, "kv_heads": 8, "head_dim": 128, "value_dim": 128},
+    "64/1 d64": {"group": 64, "kv_heads": 1, "head_dim": 64, "value_dim": 64},
+    "16/2 d256": {"group": 8, "kv_heads": 2, "head_dim": 256, "value_dim": 256},
+    "64/4 d192/128": {"group": 16, "kv_heads": 4, "head_dim": 192, "value_dim": 128},
+    "10/2 d96": {"group": 5, "kv_heads": 2, "head_dim": 96, "value_dim": 96},
+}
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="this machine has no GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heads", REAL)
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        {},
+        {"select_block": 16, "compress_block": 16, "first_slot": 0, "window": 128},
+        {"select_block": 128, "num_selected": 8, "importance": "max_pool", "window": 1000},
+    ],
+)
+def test_real_sizes(heads: str, dtype: torch.dtype, lengths: dict[str, Any]) -> None:
+    shape = Shape(
+        spec=paper_spec(**lengths),
+        chunks=((0, 1300), (4091, 700), (2048, 64)),
+        page_size=max(64, lengths.get("select_block", 64)),
+        dtype=dtype,
+        **REAL[heads],
+    )
+    case = make_case(shape)
+    bound = 1e-5 if dtype == torch.float32 else 1e-2
+    found = sparse_prefill(
+        case.q, case.q, case.gates, case.cache, case.chunks, shape.spec, case.scale
+    )
+    assert relative_error(found, expected(case)) < bound
+    dense = dense_prefill(case.q, case.cache.k, case.cache.v, case.chunks, case.scale)
+    assert relative_error(dense, expected_dense(case)) < bound
 
 
 def random_shape(seed: int) -> Shape:

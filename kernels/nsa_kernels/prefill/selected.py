@@ -147,7 +147,7 @@ def attend_selected(
     """The gated selected branch of a slab's queries into `work.out`; `add`: on top of it."""
     spec, tuning = work.spec, work.tuning
     block_padded = next_power_of_2(spec.select_block)
-    per_step = max(1, tuning.selected_keys // block_padded)
+    per_step = max(1, max(16, tuning.selected_keys) // block_padded)
     first_dim, rest_dim = split_dim(work.head_dim)
     _selected_kernel[lists.counts.shape](
         work.out,
