@@ -21,6 +21,7 @@ CompressorKind = Literal[
     "single_projection",
     "transformer",
 ]
+CompressorAct = Literal["relu", "gelu"]
 LayerKind = Literal["nsa", "dense"]
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
@@ -51,6 +52,8 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """One φ for keys and values."""
     compressor_hidden: int = 0
     """Hidden width of the mlp kinds; 0 stands for compress_block · head_dim."""
+    compressor_act: CompressorAct = "relu"
+    """Between the layers of the mlp kinds."""
     intra_block_positions: Literal["none", "k", "kv"] = "kv"
     """Learned vectors, one per kv head and place in the block, added to what φ reads."""
     padding: Literal["none", "left"] = "none"
@@ -73,8 +76,9 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     gate: Literal["sigmoid", "softmax", "none"] = "sigmoid"
     gate_scope: Literal["head", "group", "shared"] = "head"
     """One triple of gates per query head, per kv head, or per token."""
-    gate_input: Literal["hidden", "query_mean"] = "hidden"
-    """The layer's normed input, or the mean raw query of the group (then `gate_scope` is group)."""
+    gate_input: Literal["hidden", "query_mean", "constant"] = "hidden"
+    """The layer's normed input; or the mean raw query of the group (then `gate_scope` is group);
+    or nothing: learned numbers, the same for every token."""
     gate_hidden: int = 0
     """Hidden width of the gate's MLP; 0 is a single linear layer."""
     gate_bias: bool = False
@@ -114,8 +118,12 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             "nsa.fixed_gates must not all be zero",
         )
         _require(
-            self.gate_input == "hidden" or self.gate_scope == "group",
+            self.gate_input != "query_mean" or self.gate_scope == "group",
             "nsa.gate_input query_mean needs nsa.gate_scope group",
+        )
+        _require(
+            self.gate_input != "constant" or not (self.gate_hidden or self.gate_bias),
+            "nsa.gate_input constant has neither nsa.gate_hidden nor nsa.gate_bias",
         )
 
     @property

@@ -74,7 +74,13 @@ class NSABranches(nn.Module):
         block, hidden, shared = nsa.compress_block, nsa.compressor_hidden, nsa.compressor_shared
         self.compress_k, own_v = (
             make_compressor(
-                nsa.compressor, kv_heads=kv, dim=dim, block=block, hidden=hidden, shared=shared
+                nsa.compressor,
+                kv_heads=kv,
+                dim=dim,
+                block=block,
+                hidden=hidden,
+                shared=shared,
+                act=nsa.compressor_act,
             )
             for dim in (dk, dv)
         )
@@ -168,7 +174,8 @@ class Attention(nn.Module):
             names += [f"nsa.{name}" for name in OWN_KV]
         gates = self.nsa.gates
         biased = self.q_proj.bias is not None
-        if gates is not None and gates.is_projection and (gates.out.bias is not None) == biased:
+        projection = None if gates is None else gates.projection
+        if projection is not None and (projection.bias is not None) == biased:
             names.append("nsa.gates.out")
         return names
 

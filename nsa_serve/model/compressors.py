@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nsa_serve.config import CompressorKind
+from nsa_kernels.widen import widen
+from nsa_serve.config import CompressorAct, CompressorKind
 from nsa_serve.model.norm import RMSNorm
 
 
@@ -50,17 +51,18 @@ class HeadLinear(nn.Module):
 
 
 class Flat(nn.Module):
-    """Linear maps over the flattened window (token, dim), with ReLU between."""
+    """Linear maps over the flattened window (token, dim), an activation between them."""
 
-    def __init__(self, *layers: HeadLinear) -> None:
+    def __init__(self, *layers: HeadLinear, act: CompressorAct = "relu") -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.act = nn.functional.relu if act == "relu" else nn.functional.gelu
 
     def forward(self, windows: Tensor) -> Tensor:
         """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
         x = windows.flatten(2)
         for i, layer in enumerate(self.layers):
-            x = layer(x if i == 0 else x.relu())
+            x = layer(x if i == 0 else self.act(x))
         return x
 
 
@@ -74,7 +76,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, windows: Tensor) -> Tensor:
         """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
-        weights = self.to_logits(windows).float().softmax(-2).to(windows.dtype)
+        weights = widen(self.to_logits(windows)).softmax(-2).to(windows.dtype)
         return (windows * weights).sum(-2)
 
 
@@ -99,7 +101,14 @@ class TransformerPool(nn.Module):
 
 
 def make_compressor(
-    kind: CompressorKind, *, kv_heads: int, dim: int, block: int, hidden: int, shared: bool
+    kind: CompressorKind,
+    *,
+    kv_heads: int,
+    dim: int,
+    block: int,
+    hidden: int = 0,
+    shared: bool = False,
+    act: CompressorAct = "relu",
 ) -> nn.Module:
     """A fresh φ; `hidden` 0 stands for block · dim."""
     heads = 1 if shared else kv_heads
@@ -119,11 +128,13 @@ def make_compressor(
             return Flat(
                 HeadLinear(1, block * dim, width, bias=True),
                 HeadLinear(1, width, dim, bias=True),
+                act=act,
             )
         case "grouped_mlp":
             return Flat(
                 HeadLinear(heads, block * dim, width, bias=True),
                 HeadLinear(heads, width, dim, bias=True),
+                act=act,
             )
         case "attention_pool":
             return AttentionPool(dim)

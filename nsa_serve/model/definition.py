@@ -11,6 +11,7 @@ from nsa_kernels.compressed.reference import compressed_attention, visible_slots
 from nsa_kernels.geometry import tokens_of_slots
 from nsa_kernels.select.reference import block_mask, block_scores, select_blocks
 from nsa_kernels.spec import SparseSpec
+from nsa_kernels.widen import widen
 from nsa_serve.model.attention import Attention, NSABranches
 from nsa_serve.model.gates import BranchGates
 from nsa_serve.model.heads import Heads, Projected
@@ -22,7 +23,7 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float
     A query that sees nothing gives zeros."""
     heads = k.shape[1]
     grouped = q.unflatten(1, (heads, -1))
-    logits = torch.einsum("thgd,shd->hgts", grouped, k).float() * scale
+    logits = widen(torch.einsum("thgd,shd->hgts", grouped, k)) * scale
     seen = seen if seen.ndim == 2 else seen[:, None]
     logits = logits.masked_fill(~seen, -torch.inf)
     probs = logits.softmax(-1).masked_fill(~seen.any(-1, keepdim=True), 0.0).to(v.dtype)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nsa_kernels.paged.queries import Branches
+from nsa_kernels.widen import widen
 from nsa_serve.config import NSAConfig
 
 
@@ -21,7 +22,7 @@ class BranchGates:
     @property
     def weights(self) -> Tensor:
         """[T, H, 3] float32"""
-        values = self.values.float()
+        values = widen(self.values)
         return values.sigmoid() if self.logits else values
 
 
@@ -35,22 +36,30 @@ class Gates(nn.Module):
         self.kind = nsa.gate
         self.num_heads, self.kv_heads = num_heads, kv_heads
         self.from_query = nsa.gate_input == "query_mean"
-        inputs = head_dim if self.from_query else hidden_size
         triples = {"head": num_heads, "group": kv_heads, "shared": 1}[nsa.gate_scope]
-        outputs = 3 if self.from_query else 3 * triples
+        self.constant: nn.Parameter | None = None
         self.hidden: nn.Linear | None = None
+        self.out: nn.Linear | None = None
+        if nsa.gate_input == "constant":
+            self.constant = nn.Parameter(torch.zeros(3 * triples))
+            return
+        inputs = head_dim if self.from_query else hidden_size
         if nsa.gate_hidden:
             self.hidden = nn.Linear(inputs, nsa.gate_hidden, bias=nsa.gate_bias)
             inputs = nsa.gate_hidden
+        outputs = 3 if self.from_query else 3 * triples
         self.out = nn.Linear(inputs, outputs, bias=nsa.gate_bias)
 
     @property
-    def is_projection(self) -> bool:
-        """Whether the logits are one linear map of the layer's input."""
-        return not self.from_query and self.hidden is None
+    def projection(self) -> nn.Linear | None:
+        """The linear map from the layer's input to the logits, where there is nothing else."""
+        return None if self.from_query or self.hidden is not None else self.out
 
     def forward(self, x: Tensor) -> BranchGates:
         """x: the normed input [T, hidden], or the raw queries [T, H, head_dim] `from_query`."""
+        if self.out is None:
+            assert self.constant is not None
+            return self.of(self.constant.expand(len(x), -1))
         if self.from_query:
             x = x.unflatten(1, (self.kv_heads, -1)).mean(2)
         if self.hidden is not None:
@@ -61,7 +70,7 @@ class Gates(nn.Module):
         """Gates of logits [T, …] in as many triples as there are."""
         logits = logits.view(len(logits), -1, 3)
         triples = logits.shape[1]
-        values = logits if self.kind == "sigmoid" else logits.float().softmax(-1)
+        values = logits if self.kind == "sigmoid" else widen(logits).softmax(-1)
         if triples == 1:
             values = values.expand(-1, self.num_heads, -1)
         elif triples != self.num_heads:
@@ -74,7 +83,7 @@ def combine(gates: Tensor, branches: Branches) -> Tensor:
     total: Tensor | None = None
     for i, branch in enumerate(branches):
         if branch is not None:
-            part = branch.float() * gates[..., i : i + 1]
+            part = widen(branch) * gates[..., i : i + 1]
             total = part if total is None else total + part
     assert total is not None
     return total

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from nsa_kernels.widen import widen
 from nsa_serve.config import ModelConfig
 from nsa_serve.model import fused
 
@@ -22,7 +23,7 @@ class RMSNorm(nn.Module):
         """[..., dim] → [..., dim]"""
         if fused.usable(x):
             return fused.rms_norm(x, self.weight, self.eps)
-        wide = x.float()
+        wide = widen(x)
         square = wide.square().sum(-1, keepdim=True)
         scale = square.mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
         return (wide * scale).to(x.dtype) * self.weight

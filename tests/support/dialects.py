@@ -38,7 +38,7 @@ DIALECTS: dict[str, NSAConfig] = {
     "weighted": _with(compressor="weighted"),
     "linear": _with(compressor="linear", intra_block_positions="k"),
     "conv_shared": _with(compressor="conv", compressor_shared=True),
-    "grouped_mlp": _with(compressor="grouped_mlp", compressor_hidden=24),
+    "grouped_mlp": _with(compressor="grouped_mlp", compressor_hidden=24, compressor_act="gelu"),
     "attention_pool": _with(compressor="attention_pool"),
     "single_projection": _with(compressor="single_projection", intra_block_positions="kv"),
     "transformer": _with(compressor="transformer"),
@@ -62,6 +62,7 @@ DIALECTS: dict[str, NSAConfig] = {
     "softmax_gates": _with(gate="softmax", gate_bias=True, gate_hidden=12),
     "shared_gates": _with(gate_scope="shared"),
     "query_gates": _with(gate_scope="group", gate_input="query_mean", gate_hidden=8),
+    "constant_gates": _with(gate_input="constant", gate="softmax", gate_scope="group"),
     "dense_len": _with(dense_len=41, num_selected=3),
     "window_of_one": _with(window=1),
     "tied_phi": _with(compressor="linear", compressor_tied=True, intra_block_positions="kv"),
@@ -139,3 +140,14 @@ def random_decoder(config: ModelConfig, seed: int = 0) -> Decoder:
         noise = torch.randn(parameter.shape, generator=generator) * scale
         parameter.data = 1.0 + noise if "norm" in name else noise
     return decoder.requires_grad_(False)
+
+
+def diffuse_decoder(config: ModelConfig, seed: int = 0) -> Decoder:
+    """A random decoder whose queries are short. Where one slot takes all of a query's mass, the two
+    blocks that it overlaps tie to within rounding, and float32 may choose the other."""
+    decoder = random_decoder(config, seed)
+    for attention in decoder.attentions:
+        attention.q_proj.weight.mul_(0.25)
+        if attention.q_norm is not None:
+            attention.q_norm.weight.mul_(0.25)
+    return decoder

@@ -198,7 +198,10 @@ class NaiveAttention:
         if nsa.gate_hidden:
             y = linear(y, self.weights, "nsa.gates.hidden")
             y = y / (1.0 + np.exp(-y))
-        logits = linear(y, self.weights, "nsa.gates.out").reshape(-1, 3)
+        if nsa.gate_input == "constant":
+            logits = self.weights["nsa.gates.constant"].reshape(-1, 3)
+        else:
+            logits = linear(y, self.weights, "nsa.gates.out").reshape(-1, 3)
         row = {"head": head, "group": head // config.group, "shared": 0}[nsa.gate_scope]
         triple = logits[0 if nsa.gate_input == "query_mean" else row]
         gates = softmax(triple) if nsa.gate == "softmax" else 1.0 / (1.0 + np.exp(-triple))

@@ -50,7 +50,8 @@ def compress(nsa: NSAConfig, window: Array, head: int, weights: Weights, prefix:
         return _transformer(window, weights, prefix)
     x, layer = window.reshape(-1), 0
     while f"{prefix}.layers.{layer}.weight" in weights:
-        x = np.maximum(x, 0.0) if layer else x
+        if layer:
+            x = gelu(x) if nsa.compressor_act == "gelu" else np.maximum(x, 0.0)
         matrix = weights[f"{prefix}.layers.{layer}.weight"]
         x = x @ matrix[_of(matrix, head)]
         bias = weights.get(f"{prefix}.layers.{layer}.bias")

@@ -1,4 +1,4 @@
-"""Attention over compressed slots in plain torch, float32 throughout."""
+"""Attention over compressed slots in plain torch, float32 throughout; float64 of float64."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nsa_kernels.geometry import slot_end
 from nsa_kernels.spec import SparseSpec
+from nsa_kernels.widen import widen
 
 
 class CompressedResult(NamedTuple):
@@ -40,19 +41,19 @@ def compressed_attention(
     q [N, M, D], k [N, S, D], v [N, S, Dv] or None, visible broadcastable to [N, M, S], memory
     ([N, m, D], [N, m, Dv]) always visible. No visible slot and no memory gives zeros, never NaN.
     """
-    q = q.float()
-    logits = torch.matmul(q, k.float().transpose(-1, -2)).mul_(scale)
+    q = widen(q)
+    logits = torch.matmul(q, widen(k).transpose(-1, -2)).mul_(scale)
     logits = logits.masked_fill(~visible, -torch.inf)
     if memory is None:
         probs = torch.softmax(logits, -1).masked_fill(~visible.any(-1, keepdim=True), 0.0)
-        out = None if v is None else torch.matmul(probs, v.float())
+        out = None if v is None else torch.matmul(probs, widen(v))
         return CompressedResult(out, logits, probs)
     memory_k, memory_v = memory
-    memory_logits = torch.matmul(q, memory_k.float().transpose(-1, -2)) * scale
+    memory_logits = torch.matmul(q, widen(memory_k).transpose(-1, -2)) * scale
     weights = torch.softmax(torch.cat([memory_logits, logits], -1), -1)
     m = memory_k.shape[-2]
     probs = weights[..., m:]
     out = None
     if v is not None:
-        out = torch.matmul(weights[..., :m], memory_v.float()) + torch.matmul(probs, v.float())
+        out = torch.matmul(weights[..., :m], widen(memory_v)) + torch.matmul(probs, widen(v))
     return CompressedResult(out, logits, probs)

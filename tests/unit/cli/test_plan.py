@@ -46,7 +46,15 @@ def test_parameters_are_those_of_the_whole_model(config: ModelConfig) -> None:
 
 @pytest.mark.skipif(not int8.supported(), reason="this CPU multiplies no int8 vectors")
 @pytest.mark.parametrize(
-    "name", ["dense", "tied_normed_biased", "paper", "transformer", "learned_positions_dense"]
+    "name",
+    [
+        "dense",
+        "tied_normed_biased",
+        "paper",
+        "transformer",
+        "softmax_gates",
+        "learned_positions_dense",
+    ],
 )
 def test_int8_weights_take_what_quantisation_leaves(name: str) -> None:
     decoder = int8.quantize(random_decoder(MODELS[name]).to(torch.bfloat16).join())
