@@ -6,7 +6,7 @@ import triton.language as tl
 from nsa_kernels.decode.parts import NO_KEY
 
 BY_COUNTING = tl.constexpr(128)
-"""Up to so many candidates, comparing each with each is faster than sorting them."""
+"""Up to so many candidates are compared each with each; more are sorted."""
 
 
 @triton.jit

@@ -40,7 +40,7 @@ class SplitRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Constants of the kernels; the defaults are what was measured best on one H200."""
+    """Constants of the kernels. The defaults are estimates until a measurement decides them."""
 
     compressed_split: SplitRule = SplitRule(
         small=64, medium=256, large=512, medium_from=1024, large_from=8192
