@@ -339,3 +339,41 @@ def test_keys_alone_where_values_are_not_compressed() -> None:
     keys_only.k_compressed.fill_(torch.nan)
     complete_decode_slots(keys_only, rows_of(case), phi)
     case.close(slot_in(keys_only.k_compressed, case.tokens.block_table, 0, 1), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(32, 8, 64), (64, 4, 192), (9, 3, 96)])
+def test_real_shapes_complete_slots_alike(heads: int, kv_heads: int, dim: int) -> None:
+    """A page of 64 tokens, l = 32, d = 16: the rows' kernel and the writer's, bit for bit."""
+    page, rows = 64, 33
+    layout = CacheLayout(
+        num_kv_heads=kv_heads, head_dim=dim, value_dim=128, page_size=page, stride=16
+    )
+    cache = nan_cache(layout, 4 * rows, torch.bfloat16)
+    cache.k.copy_(random(*cache.k.shape, seed=0, dtype=torch.bfloat16))
+    cache.v.copy_(random(*cache.v.shape, seed=1, dtype=torch.bfloat16))
+    table = scattered_tables(rows, 4)
+    positions = torch.arange(rows, dtype=torch.int32, device=DEVICE) * 5 + 95
+    decode = DecodeRows(positions, table, max_context=256)
+    q, k, v = (
+        random(rows, h, d, seed=2 + h, dtype=torch.bfloat16)
+        for h, d in ((heads, dim), (kv_heads, dim), (kv_heads, 128))
+    )
+    rope = Rope(model_config(None, head_dim=dim), DEVICE)
+    cos_sin = torch.cat(rope.angles(torch.arange(256, device=DEVICE)), -1)
+    phi = Averages(paper_spec(), Average(), Average())
+    tokens = Tokens(positions.long(), torch.arange(rows, device=DEVICE), table)
+    places = tokens.places(page)
+    out = rotate_and_write(q, k, v, cos_sin, positions, places, cache, slots=RowSlots(decode, phi))
+    rotate = rope.at(positions)
+    torch.testing.assert_close(out.float(), rotate(q.float()), rtol=1e-2, atol=1e-2)
+    stored = cache.k[places // page, :, places % page]
+    torch.testing.assert_close(stored.float(), rotate(k.float()), rtol=1e-2, atol=1e-2)
+    before = snapshot(cache)
+    assert cache.k_compressed is not None
+    assert cache.v_compressed is not None
+    assert bool((~cache.k_compressed.isnan()).any())
+    cache.k_compressed.fill_(torch.nan)
+    cache.v_compressed.fill_(torch.nan)
+    complete_decode_slots(cache, decode, phi)
+    assert same_bits(before, snapshot(cache))
