@@ -6,120 +6,25 @@ block, the selected branch as plain causal attention. The output is their gated 
 waits for the rest in memory, for registers decide how much of a GPU works at once.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.prefill.gather import GatheredSlots
-from nsa_kernels.prefill.plan import PrefillPlan
+from nsa_kernels.prefill.ranges import keys_range, slots_range
+from nsa_kernels.prefill.sizes import LOG2_E, Heads, LayerSizes
 from nsa_kernels.prefill.tiles import (
     deliver,
     gate_of,
     load_part,
     next_power_of_2,
-    page_offsets,
-    precision,
     row_logits,
     softmax_end,
     softmax_step,
-    split_dim,
-    triton_dtype,
 )
-from nsa_kernels.prefill.work import LOG2_E, PrefillWork
-
-
-@triton.jit
-def _slots_range(
-    q: tl.tensor,
-    q_rest: tl.tensor,
-    top: tl.tensor,
-    total: tl.tensor,
-    acc: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    seen: tl.tensor,
-    last: tl.tensor,
-    scale: tl.tensor,
-    MASKED: tl.constexpr,
-    FIRST_SLOT: tl.constexpr,
-    VALUES: tl.constexpr,
-    D: tl.constexpr,
-    D_FIRST: tl.constexpr,
-    D_REST: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PADDED: tl.constexpr,
-    SLOTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> tl.tensor:
-    """Slots [low, high) in tiles of SLOTS, for rows that see the first `seen` [rows] of them.
-    Those at `last` and behind are never read."""
-    lanes = tl.arange(0, SLOTS)
-    for start in tl.range(low, high, SLOTS):
-        slots = start + lanes
-        keep = slots < last
-        s = row_logits(
-            q, q_rest, k + start * D, lanes * D, keep, MASKED, D, D_FIRST, D_REST,
-            PRECISION,
-        )  # fmt: skip
-        if MASKED:
-            visible = (slots[None, :] < seen[:, None]) & (slots >= FIRST_SLOT)[None, :]
-            s = tl.where(visible, s, float("-inf"))
-        values = s
-        if VALUES:
-            values = load_part(v + start * DV, lanes * DV, keep, MASKED, 0, DV_PADDED, DV).to(
-                q.dtype
-            )
-        top, total, acc = softmax_step(s, values, top, total, acc, scale, MASKED, VALUES, PRECISION)
-    return top, total, acc
-
-
-@triton.jit
-def _keys_range(
-    q: tl.tensor,
-    q_rest: tl.tensor,
-    top: tl.tensor,
-    total: tl.tensor,
-    acc: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
-    k: tl.tensor,
-    v: tl.tensor,
-    table: tl.tensor,
-    positions: tl.tensor,
-    last: tl.tensor,
-    kv_head: tl.tensor,
-    scale: tl.tensor,
-    MASKED: tl.constexpr,
-    WINDOW: tl.constexpr,
-    D: tl.constexpr,
-    D_FIRST: tl.constexpr,
-    D_REST: tl.constexpr,
-    DV: tl.constexpr,
-    DV_PADDED: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    PAGE: tl.constexpr,
-    KEYS: tl.constexpr,
-    PRECISION: tl.constexpr,
-) -> tl.tensor:
-    """Tokens [low, high) of the pages in tiles of KEYS. MASKED: only those that a row's position
-    sees, the last WINDOW of them (0: all), and none at `last` or behind it."""
-    lanes = tl.arange(0, KEYS)
-    for start in tl.range(low, high, KEYS):
-        keys = start + lanes
-        keep = keys < last
-        rows = page_offsets(table, start, last, kv_head, KV_HEADS, PAGE, KEYS)
-        s = row_logits(q, q_rest, k, rows * D, keep, MASKED, D, D_FIRST, D_REST, PRECISION)
-        if MASKED:
-            age = positions[:, None] - keys[None, :]
-            if WINDOW > 0:
-                s = tl.where(age.to(tl.uint32, bitcast=True) < WINDOW, s, float("-inf"))
-            else:
-                s = tl.where(age >= 0, s, float("-inf"))
-        values = load_part(v, rows * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
-        top, total, acc = softmax_step(s, values, top, total, acc, scale, MASKED, True, PRECISION)
-    return top, total, acc
+from nsa_kernels.prefill.work import PrefillWork
 
 
 @triton.jit(do_not_specialize=["num_slots", "table_width", "dense_end"])
@@ -236,16 +141,16 @@ def flash_kernel(
         if VALUES:
             v_first = v_slots + slot_row * DV
         if FIRST_SLOT > 0:
-            top, total, acc = _slots_range(
+            top, total, acc = slots_range(
                 qc, qc_rest, top, total, acc, 0, tl.minimum(HEAD, seen_by_last), k_first, v_first,
                 seen, seen_by_last, scale, True, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV,
                 DV_PADDED, SLOTS, PRECISION,
             )  # fmt: skip
-        top, total, acc = _slots_range(
+        top, total, acc = slots_range(
             qc, qc_rest, top, total, acc, HEAD, unmasked, k_first, v_first, seen, seen_by_last,
             scale, False, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
         )  # fmt: skip
-        top, total, acc = _slots_range(
+        top, total, acc = slots_range(
             qc, qc_rest, top, total, acc, unmasked, seen_by_last, k_first, v_first, seen,
             seen_by_last, scale, True, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED,
             SLOTS, PRECISION,
@@ -273,7 +178,7 @@ def flash_kernel(
         total = tl.zeros([ROWS], tl.float32)
         acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
         low = tl.maximum(start - WINDOW + 1, 0) // KEYS * KEYS
-        top, total, acc = _keys_range(
+        top, total, acc = keys_range(
             ql, ql_rest, top, total, acc, low, last, k_window, v_window, table, positions, last,
             kv_head, scale, True, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
             PRECISION,
@@ -287,12 +192,12 @@ def flash_kernel(
         acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
         high = tl.where(start < dense_end, last, 0)
         unmasked = tl.minimum((start + 1) // KEYS * KEYS, high)
-        top, total, acc = _keys_range(
+        top, total, acc = keys_range(
             ql, ql_rest, top, total, acc, 0, unmasked, k_dense, v_dense, table, positions, last,
             kv_head, scale, False, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
             PRECISION,
         )  # fmt: skip
-        top, total, acc = _keys_range(
+        top, total, acc = keys_range(
             ql, ql_rest, top, total, acc, unmasked, high, k_dense, v_dense, table, positions, last,
             kv_head, scale, True, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
             PRECISION,
@@ -302,21 +207,18 @@ def flash_kernel(
         deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], add, DV)
 
 
-def attend_tiles(work: PrefillWork, plan: PrefillPlan, slots: GatheredSlots, lse: Tensor) -> None:
+def attend_tiles(work: PrefillWork, slots: GatheredSlots, lse: Tensor) -> None:
     """The gated sum of the compressed, window and dense parts into `work.out`, and the log-sums of
     the compressed branch (to base 2, memory included, +inf where nothing is seen) into lse
     [T, H]. Where queries select, their part of `work.out` is still to be added."""
-    spec, tuning, cache = work.spec, work.tuning, work.cache
-    needs_lse = spec.uses[0] or (
-        spec.uses[1] and len(plan.scores) > 0 and spec.importance != "logit_mean"
-    )
-    dense = spec.uses[1] and plan.first_position < work.dense_end
-    if not (needs_lse or spec.uses[2] or dense):
+    sizes, cache = work.sizes, work.cache
+    plan, tuning = sizes.plan, sizes.heads.tuning
+    constants = sizes.constants("flash", _constants)
+    if not (constants["COMPRESSED"] or constants["WINDOW"] or constants["DENSE"]):
         return
     k_memory, v_memory = work.memory or (work.q, work.q)
     num_memory = k_memory.shape[1] if work.memory else 0
-    first_dim, rest_dim = split_dim(work.head_dim)
-    flash_kernel[(len(plan.flash), work.kv_heads)](
+    flash_kernel[(len(plan.flash), sizes.heads.kv_heads)](
         work.out,
         lse,
         work.q,
@@ -335,42 +237,48 @@ def attend_tiles(work: PrefillWork, plan: PrefillPlan, slots: GatheredSlots, lse
         plan.block_table,
         plan.num_slots,
         plan.block_table.shape[1],
-        work.dense_end,
+        sizes.dense_end,
         work.scale * LOG2_E,
-        work.out.stride(0),
-        work.out.stride(1),
-        work.q.stride(0),
-        work.q.stride(1),
-        work.q_compressed.stride(0),
-        work.q_compressed.stride(1),
+        *work.out.stride()[:2],
+        *work.q.stride()[:2],
+        *work.q_compressed.stride()[:2],
         *work.gate_strides,
-        COMPUTE=triton_dtype(work.compute),
-        COMPRESSED=needs_lse,
-        VALUES=spec.uses[0],
-        WINDOW=spec.window if spec.uses[2] else 0,
-        DENSE=dense,
         SAME_Q=work.q is work.q_compressed,
         GATED=True,
         LOGITS=work.gate_logits,
         MEMORY=num_memory,
         MEMORY_PADDED=max(16, next_power_of_2(max(num_memory, 1))),
-        STRIDE=spec.compress_stride,
-        STRICT=int(spec.strict),
-        FIRST_SLOT=spec.first_slot,
-        KV_HEADS=work.kv_heads,
-        GROUP=work.group,
-        GROUP_PADDED=work.group_padded,
-        QUERIES=work.flash_queries,
-        D=work.head_dim,
-        D_FIRST=first_dim,
-        D_REST=rest_dim,
-        DV=work.value_dim,
-        DV_PADDED=max(16, next_power_of_2(work.value_dim)),
-        PAGE=work.page_size,
-        SLOTS=tuning.flash_slots,
-        KEYS=tuning.flash_keys,
-        PRECISION=precision(work.compute),
+        **constants,
+        **flash_shape(sizes.heads),
         num_warps=tuning.flash_warps,
         num_stages=tuning.flash_stages,
         maxnreg=tuning.flash_registers,
     )
+
+
+def _constants(sizes: LayerSizes) -> dict[str, Any]:
+    spec, plan = sizes.spec, sizes.plan
+    compressed, selected, window = spec.uses
+    scored = len(plan.scores) > 0 and spec.importance != "logit_mean"
+    return {
+        "COMPRESSED": compressed or scored,
+        "VALUES": compressed,
+        "WINDOW": spec.window if window else 0,
+        "DENSE": selected and plan.first_position < sizes.dense_end,
+        "STRIDE": spec.compress_stride,
+        "STRICT": int(spec.strict),
+        "FIRST_SLOT": spec.first_slot,
+    }
+
+
+def flash_shape(heads: Heads) -> dict[str, Any]:
+    """Compile-time sizes of `flash_kernel`."""
+    return {
+        **heads.constants,
+        "QUERIES": heads.flash_queries,
+        "DV": heads.value_dim,
+        "DV_PADDED": heads.value_padded,
+        "PAGE": heads.page_size,
+        "SLOTS": heads.tuning.flash_slots,
+        "KEYS": heads.tuning.flash_keys,
+    }

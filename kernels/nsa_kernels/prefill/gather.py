@@ -5,6 +5,7 @@ and gives them rows at a constant distance.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -12,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.cache import LayerCache
-from nsa_kernels.prefill.plan import PrefillPlan
+from nsa_kernels.prefill.sizes import LayerSizes
 from nsa_kernels.prefill.tiles import next_power_of_2
 
 GATHER_SLOTS = 64
@@ -82,25 +83,21 @@ def _gather_kernel(
         _copy(v, v_cache, to, at, inside, exists, DV, DV_PADDED)
 
 
-def gather_slots(
-    cache: LayerCache, plan: PrefillPlan, stride: int, first_slot: int, values: bool
-) -> GatheredSlots:
+def gather_slots(cache: LayerCache, sizes: LayerSizes) -> GatheredSlots:
     """All slots that each chunk's sequence has completed, those of the chunk included."""
+    plan, values = sizes.plan, sizes.spec.uses[0]
     source = cache.k_compressed
     assert source is not None
-    heads, per_page, dim = source.shape[1:]
-    k = source.new_empty(heads, plan.num_slots, dim)
-    v: Tensor | None = None
-    v_source = source
+    v_source = cache.v_compressed if values else source
+    assert v_source is not None
+    k = source.new_empty(sizes.heads.kv_heads, plan.num_slots, source.shape[-1])
+    v = k
     if values:
-        assert cache.v_compressed is not None
-        v_source = cache.v_compressed
-        v = v_source.new_empty(heads, plan.num_slots, v_source.shape[-1])
+        v = v_source.new_empty(sizes.heads.kv_heads, plan.num_slots, v_source.shape[-1])
     if plan.num_slots:
-        value_dim = v_source.shape[-1]
-        _gather_kernel[(len(plan.gather), heads)](
+        _gather_kernel[(len(plan.gather), sizes.heads.kv_heads)](
             k,
-            k if v is None else v,
+            v,
             source,
             v_source,
             plan.gather.tiles,
@@ -108,19 +105,26 @@ def gather_slots(
             plan.block_table,
             plan.num_slots,
             plan.block_table.shape[1],
-            VALUES=values,
-            KV_HEADS=heads,
-            STRIDE=stride,
-            FIRST_SLOT=first_slot,
-            PER_PAGE=per_page,
-            D=dim,
-            D_PADDED=next_power_of_2(dim),
-            DV=value_dim,
-            DV_PADDED=next_power_of_2(value_dim),
-            SLOTS=GATHER_SLOTS,
+            **sizes.constants("gather", _constants),
             num_warps=4,
         )
-    return GatheredSlots(k, v)
+    return GatheredSlots(k, v if values else None)
+
+
+def _constants(sizes: LayerSizes) -> dict[str, Any]:
+    spec, heads = sizes.spec, sizes.heads
+    return {
+        "VALUES": spec.uses[0],
+        "KV_HEADS": heads.kv_heads,
+        "STRIDE": spec.compress_stride,
+        "FIRST_SLOT": spec.first_slot,
+        "PER_PAGE": heads.page_size // spec.compress_stride,
+        "D": heads.head_dim,
+        "D_PADDED": next_power_of_2(heads.head_dim),
+        "DV": heads.value_dim,
+        "DV_PADDED": next_power_of_2(heads.value_dim),
+        "SLOTS": GATHER_SLOTS,
+    }
 
 
 def no_slots(like: Tensor) -> GatheredSlots:

@@ -7,11 +7,11 @@ from nsa_kernels.batch import PrefillChunks
 from nsa_kernels.cache import LayerCache
 from nsa_kernels.prefill.flash import attend_tiles
 from nsa_kernels.prefill.gather import GATHER_SLOTS, gather_slots, no_slots
-from nsa_kernels.prefill.plan import PrefillPlan, plan_for, slabs
-from nsa_kernels.prefill.scores import block_parts, num_parts
+from nsa_kernels.prefill.scores import block_parts
 from nsa_kernels.prefill.select import tile_lists
 from nsa_kernels.prefill.selected import attend_selected
-from nsa_kernels.prefill.tuning import PrefillTuning, fitted
+from nsa_kernels.prefill.sizes import Heads, LayerSizes, layer_sizes
+from nsa_kernels.prefill.tuning import PrefillTuning
 from nsa_kernels.prefill.work import PrefillWork
 from nsa_kernels.spec import SparseSpec
 
@@ -41,59 +41,63 @@ def sparse_prefill(
         out = q.new_empty(*q.shape[:2], cache.v.shape[-1])
     if memory is not None:
         memory = memory[0].contiguous(), memory[1].contiguous()
-    _check(q, q_compressed, gates, cache, chunks, spec, scale, out)
-    compute = torch.promote_types(q.dtype, cache.k.dtype)
     work = PrefillWork(
         q=q,
         q_compressed=q_compressed,
         gates=gates,
         out=out,
         cache=cache,
-        spec=spec,
         scale=scale,
         memory=memory,
         gate_logits=gate_logits,
-        tuning=fitted(tuning, compute, q.shape[-1], out.shape[-1]),
+        sizes=_sizes(q, cache, chunks, spec, tuning),
     )
-    plan = plan_for(chunks, work.plan_key(GATHER_SLOTS))
-    if len(plan.flash):
-        _run(work, plan)
+    _check(work)
+    if len(q):
+        _run(work)
     return out
 
 
-def _run(work: PrefillWork, plan: PrefillPlan) -> None:
-    spec = work.spec
-    scored = len(plan.scores) > 0
-    slots = no_slots(work.cache.k)
-    if spec.uses[0] or scored:
-        slots = gather_slots(
-            work.cache, plan, spec.compress_stride, spec.first_slot, values=spec.uses[0]
-        )
-    lse = torch.empty(work.q.shape[:2], dtype=torch.float32, device=work.q.device)
-    attend_tiles(work, plan, slots, lse)
-    per_block = 4 * work.kv_heads * num_parts(spec)
-    add = spec.uses[0] or spec.uses[2]
-    for slab in slabs(
-        plan.scores, work.score_queries, spec.select_block, per_block, work.tuning.slab_bytes
-    ):
-        parts = block_parts(work, plan, slots, lse, slab)
-        attend_selected(work, plan, tile_lists(work, plan, parts, slab), slab, add=add)
-
-
-def _check(
+def _sizes(
     q: Tensor,
-    q_compressed: Tensor,
-    gates: Tensor,
     cache: LayerCache,
     chunks: PrefillChunks,
     spec: SparseSpec,
-    scale: float,
-    out: Tensor,
-) -> None:
-    assert len(q) == chunks.num_queries == len(q_compressed) == len(out)
-    assert gates.shape[0] in (1, len(q))
-    assert gates.shape[1:] == (q.shape[1], 3)
-    assert scale > 0.0
-    assert q.stride(-1) == q_compressed.stride(-1) == out.stride(-1) == 1
-    assert all(tensor.is_contiguous() for tensor in cache.tensors)
-    assert cache.k.shape[2] % spec.select_block == 0
+    tuning: PrefillTuning | None,
+) -> LayerSizes:
+    """Kept with the chunks, for the layers that follow."""
+    key = (spec, q.shape, q.dtype, cache.k.shape, cache.k.dtype, cache.v.shape, tuning)
+    if key not in chunks.plans:
+        assert len(q) == chunks.num_queries
+        heads = Heads.of(q, cache.k, cache.v, tuning)
+        chunks.plans[key] = layer_sizes(chunks, heads, spec, GATHER_SLOTS)
+    sizes = chunks.plans[key]
+    assert isinstance(sizes, LayerSizes)
+    return sizes
+
+
+def _run(work: PrefillWork) -> None:
+    sizes = work.sizes
+    use_compressed, _, use_window = sizes.spec.uses
+    slots = no_slots(work.cache.k)
+    if use_compressed or sizes.slabs:
+        slots = gather_slots(work.cache, sizes)
+    lse = torch.empty(work.q.shape[:2], dtype=torch.float32, device=work.q.device)
+    attend_tiles(work, slots, lse)
+    for slab in sizes.slabs:
+        parts = block_parts(work, slots, lse, slab)
+        lists = tile_lists(sizes, parts, slab)
+        attend_selected(work, lists, slab, add=use_compressed or use_window)
+
+
+def _check(work: PrefillWork) -> None:
+    q, cache = work.q, work.cache
+    assert work.q_compressed.shape == q.shape
+    assert work.out.shape == (*q.shape[:2], cache.v.shape[-1])
+    assert work.gates.shape[0] in (1, len(q))
+    assert work.gates.shape[1:] == (q.shape[1], 3)
+    assert work.scale > 0.0
+    assert q.stride(-1) == work.q_compressed.stride(-1) == work.out.stride(-1) == 1
+    assert cache.k.is_contiguous()
+    assert cache.v.is_contiguous()
+    assert cache.page_size % work.sizes.spec.select_block == 0

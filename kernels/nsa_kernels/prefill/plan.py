@@ -1,4 +1,4 @@
-"""Which tile of which chunk each program computes: made once for a step, shared by its layers.
+"""Which tile of which chunk each program computes: made once for a step, for all of its layers.
 
 Tiles are anchored at absolute positions, multiples of their number of queries. A query therefore
 shares its tile with the same neighbours however its sequence is cut into chunks. Tiles of late
@@ -57,16 +57,8 @@ class PlanKey:
     """Queries before it need no scores."""
 
 
-def plan_for(chunks: PrefillChunks, key: PlanKey) -> PrefillPlan:
-    """The plan of these chunks, made at the first call."""
-    if key not in chunks.plans:
-        chunks.plans[key] = _make(chunks, key)
-    plan = chunks.plans[key]
-    assert isinstance(plan, PrefillPlan)
-    return plan
-
-
-def _make(chunks: PrefillChunks, key: PlanKey) -> PrefillPlan:
+def make_plan(chunks: PrefillChunks, key: PlanKey) -> PrefillPlan:
+    """Tiles of these chunks, in one copy to their device."""
     first = torch.tensor(chunks.first_positions, dtype=torch.int64)
     lengths = torch.tensor(chunks.lengths, dtype=torch.int64)
     end = first + lengths
@@ -76,7 +68,6 @@ def _make(chunks: PrefillChunks, key: PlanKey) -> PrefillPlan:
     scores = _tiles(first.clamp_min(key.dense_end), end, key.score_queries)
     gather = _tiles(torch.zeros_like(slots), slots, key.gather_slots)
     device = chunks.block_table.device
-    # One copy to the device for everything.
     joined = torch.cat([info.view(-1), flash.view(-1), scores.view(-1), gather.view(-1)])
     parts = (
         joined.to(torch.int32)

@@ -9,23 +9,18 @@ A slot reads the l tokens that end with it, so its mass also counts in blocks be
 of those slots, so importance[j] = Σ parts[a][j + a], or the maximum of them.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.prefill.gather import GatheredSlots
-from nsa_kernels.prefill.plan import PrefillPlan, Slab
-from nsa_kernels.prefill.tiles import load_part, next_power_of_2, precision, split_dim, triton_dtype
-from nsa_kernels.prefill.work import LOG2_E, PrefillWork
-from nsa_kernels.spec import SparseSpec
-
-
-def num_parts(spec: SparseSpec) -> int:
-    """Blocks that one slot counts in, at most."""
-    if spec.importance == "logit_mean":
-        return 1
-    return 1 - -(spec.strides_per_slot - 1) // spec.slots_per_block
+from nsa_kernels.prefill.plan import Slab
+from nsa_kernels.prefill.sizes import LOG2_E, Heads, LayerSizes, num_parts
+from nsa_kernels.prefill.tiles import load_part, next_power_of_2
+from nsa_kernels.prefill.work import PrefillWork
 
 
 @triton.jit
@@ -212,27 +207,23 @@ def _scores_kernel(
     )  # fmt: skip
 
 
-def block_parts(
-    work: PrefillWork, plan: PrefillPlan, slots: GatheredSlots, lse: Tensor, slab: Slab
-) -> Tensor:
+def block_parts(work: PrefillWork, slots: GatheredSlots, lse: Tensor, slab: Slab) -> Tensor:
     """Parts [PARTS, queries of the slab's tiles, kv_heads, slab.num_blocks] float32.
 
     Only blocks that a query's tile sees are written, of queries that exist.
     """
-    spec, tuning = work.spec, work.tuning
-    queries = work.score_queries
+    sizes = work.sizes
+    heads, spec, plan = sizes.heads, sizes.spec, sizes.plan
     num_tiles = slab.stop - slab.start
     parts = torch.empty(
-        (num_parts(spec), num_tiles * queries, work.kv_heads, slab.num_blocks),
+        (num_parts(spec), num_tiles * heads.score_queries, heads.kv_heads, slab.num_blocks),
         dtype=torch.float32,
         device=lse.device,
     )
-    padded = next_power_of_2(spec.slots_per_block)
-    blocks = max(1, tuning.score_slots // padded)
-    per_split = _blocks_per_split(work, num_tiles * work.kv_heads, slab.num_blocks, blocks)
-    first_dim, rest_dim = split_dim(work.head_dim)
+    constants = sizes.constants("scores", _constants)
+    per_split = _blocks_per_split(heads, num_tiles, slab.num_blocks, constants["BLOCKS"])
     mean = spec.importance == "logit_mean"
-    _scores_kernel[(num_tiles, work.kv_heads, -(-slab.num_blocks // per_split))](
+    _scores_kernel[(num_tiles, heads.kv_heads, -(-slab.num_blocks // per_split))](
         parts,
         work.q_compressed,
         lse,
@@ -244,36 +235,36 @@ def block_parts(
         per_split,
         slab.num_blocks,
         parts.stride(0),
-        work.scale / work.group if mean else work.scale * LOG2_E,
-        work.q_compressed.stride(0),
-        work.q_compressed.stride(1),
-        COMPUTE=triton_dtype(work.compute),
-        MODE=spec.importance,
-        PARTS=num_parts(spec),
-        OVERLAP=spec.strides_per_slot - 1,
-        SELECT_BLOCK=spec.select_block,
-        STRIDE=spec.compress_stride,
-        STRICT=int(spec.strict),
-        FIRST_SLOT=spec.first_slot,
-        PER_BLOCK_PADDED=padded,
-        KV_HEADS=work.kv_heads,
-        GROUP=work.group,
-        GROUP_PADDED=work.group_padded,
-        QUERIES=queries,
-        D=work.head_dim,
-        D_FIRST=first_dim,
-        D_REST=rest_dim,
-        BLOCKS=blocks,
-        PRECISION=precision(work.compute),
-        num_warps=tuning.score_warps,
-        num_stages=tuning.score_stages,
+        work.scale / heads.group if mean else work.scale * LOG2_E,
+        *work.q_compressed.stride()[:2],
+        **constants,
+        num_warps=heads.tuning.score_warps,
+        num_stages=heads.tuning.score_stages,
     )
     return parts
 
 
-def _blocks_per_split(work: PrefillWork, programs: int, num_blocks: int, tile: int) -> int:
+def _constants(sizes: LayerSizes) -> dict[str, Any]:
+    spec, heads = sizes.spec, sizes.heads
+    padded = next_power_of_2(spec.slots_per_block)
+    return {
+        **heads.constants,
+        "MODE": spec.importance,
+        "PARTS": num_parts(spec),
+        "OVERLAP": spec.strides_per_slot - 1,
+        "SELECT_BLOCK": spec.select_block,
+        "STRIDE": spec.compress_stride,
+        "STRICT": int(spec.strict),
+        "FIRST_SLOT": spec.first_slot,
+        "PER_BLOCK_PADDED": padded,
+        "QUERIES": heads.score_queries,
+        "BLOCKS": max(1, heads.tuning.score_slots // padded),
+    }
+
+
+def _blocks_per_split(heads: Heads, num_tiles: int, num_blocks: int, tile: int) -> int:
     """Blocks that one program scores, a multiple of its tile: all, unless that leaves most of a
     GPU idle. A block's score does not depend on it."""
-    splits = work.tuning.score_splits or max(1, 256 // programs)
+    splits = heads.tuning.score_splits or max(1, 256 // (num_tiles * heads.kv_heads))
     splits = min(splits, max(1, num_blocks // (4 * tile)))
     return -(-num_blocks // (splits * tile)) * tile

@@ -7,17 +7,20 @@ of its queries chose, each with a bit for every query that did.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from nsa_kernels.prefill.plan import PrefillPlan, Slab
-from nsa_kernels.prefill.scores import num_parts
+from nsa_kernels.prefill.plan import Slab
+from nsa_kernels.prefill.sizes import LayerSizes, num_parts
 from nsa_kernels.prefill.tiles import next_power_of_2
-from nsa_kernels.prefill.work import PrefillWork
 from nsa_kernels.spec import SparseSpec
+
+_LEAST_BLOCKS = 256
+"""Contexts up to it share one compiled kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,7 @@ def _best(keys: tl.tensor, n: tl.tensor, NOTHING: tl.constexpr) -> tl.tensor:
     return higher | (equal & (tl.cumsum(equal.to(tl.int32), 1) <= left[:, None]))
 
 
-@triton.jit(do_not_specialize=["first_tile", "table_width", "dense_end"])
+@triton.jit(do_not_specialize=["first_tile", "table_width", "dense_end", "capacity"])
 def _select_kernel(
     counts: tl.tensor,
     list_blocks: tl.tensor,
@@ -80,8 +83,8 @@ def _select_kernel(
     dense_end: tl.tensor,
     num_blocks: tl.tensor,
     part_stride: tl.tensor,
+    capacity: tl.tensor,
     floor: tl.tensor,
-    CAPACITY: tl.constexpr,
     BLOCKS: tl.constexpr,
     PARTS: tl.constexpr,
     MODE: tl.constexpr,
@@ -156,7 +159,7 @@ def _select_kernel(
         chosen_by += tl.sum(tl.where(chosen, 1 << (position - start), 0), 0)
 
     present = chosen_by != 0
-    out = (tl.program_id(0).to(tl.int64) * KV_HEADS + kv_head) * CAPACITY
+    out = (tl.program_id(0).to(tl.int64) * KV_HEADS + kv_head) * capacity
     out += tl.cumsum(present.to(tl.int32), 0) - 1
     table = block_table + chunk.to(tl.int64) * table_width
     page = tl.load(table + blocks // PER_PAGE, mask=present, other=0)
@@ -172,22 +175,22 @@ def most_blocks(spec: SparseSpec) -> int:
     return spec.num_selected + on_top
 
 
-def tile_lists(work: PrefillWork, plan: PrefillPlan, parts: Tensor, slab: Slab) -> TileLists:
+def tile_lists(sizes: LayerSizes, parts: Tensor, slab: Slab) -> TileLists:
     """Choose blocks for every query of a slab, and join the choices of neighbours."""
-    spec, subtile = work.spec, work.selected_queries
-    num_tiles = (slab.stop - slab.start) * (work.score_queries // subtile)
+    spec, plan, heads = sizes.spec, sizes.plan, sizes.heads
+    subtile = heads.selected_queries
+    num_tiles = (slab.stop - slab.start) * (heads.score_queries // subtile)
     capacity = min(slab.num_blocks, subtile * most_blocks(spec))
-
-    def workspace(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.int32, device=parts.device)
-
     lists = TileLists(
-        workspace(num_tiles, work.kv_heads),
-        *(workspace(num_tiles, work.kv_heads, capacity) for _ in range(3)),
+        *(
+            torch.empty((num_tiles, heads.kv_heads, *more), dtype=torch.int32, device=parts.device)
+            for more in ((), (capacity,), (capacity,), (capacity,))
+        )
     )
-    blocks = next_power_of_2(max(slab.num_blocks, 64))
-    at_once = min(subtile, work.tuning.select_queries)
-    _select_kernel[(num_tiles, work.kv_heads)](
+    constants = sizes.constants("select", _constants)
+    blocks = next_power_of_2(max(slab.num_blocks, _LEAST_BLOCKS))
+    elements = constants["AT_ONCE"] * blocks
+    _select_kernel[(num_tiles, heads.kv_heads)](
         lists.counts,
         lists.blocks,
         lists.places,
@@ -198,29 +201,36 @@ def tile_lists(work: PrefillWork, plan: PrefillPlan, parts: Tensor, slab: Slab) 
         plan.block_table,
         slab.start,
         plan.block_table.shape[1],
-        work.dense_end,
+        sizes.dense_end,
         slab.num_blocks,
         parts.stride(0),
+        capacity,
         spec.selection_floor,
-        CAPACITY=capacity,
         BLOCKS=blocks,
-        PARTS=num_parts(spec),
-        MODE=spec.importance,
-        N=spec.num_selected,
-        INIT=spec.init_blocks,
-        LOCAL=spec.local_blocks,
-        COUNTED=spec.forced_counted,
-        HALVES=spec.half_merge,
-        FLOOR=spec.selection_floor > 0.0,
-        SELECT_BLOCK=spec.select_block,
-        STRIDE=spec.compress_stride,
-        STRICT=int(spec.strict),
-        FIRST_SLOT=spec.first_slot,
-        KV_HEADS=work.kv_heads,
-        QUERIES=work.score_queries,
-        SUBTILE=subtile,
-        AT_ONCE=at_once,
-        PAGE=work.page_size,
-        num_warps=min(16, max(1, at_once * blocks // (32 * work.tuning.select_elements))),
+        **constants,
+        num_warps=min(16, max(1, elements // (32 * heads.tuning.select_elements))),
     )
     return lists
+
+
+def _constants(sizes: LayerSizes) -> dict[str, Any]:
+    spec, heads = sizes.spec, sizes.heads
+    return {
+        "PARTS": num_parts(spec),
+        "MODE": spec.importance,
+        "N": spec.num_selected,
+        "INIT": spec.init_blocks,
+        "LOCAL": spec.local_blocks,
+        "COUNTED": spec.forced_counted,
+        "HALVES": spec.half_merge,
+        "FLOOR": spec.selection_floor > 0.0,
+        "SELECT_BLOCK": spec.select_block,
+        "STRIDE": spec.compress_stride,
+        "STRICT": int(spec.strict),
+        "FIRST_SLOT": spec.first_slot,
+        "KV_HEADS": heads.kv_heads,
+        "QUERIES": heads.score_queries,
+        "SUBTILE": heads.selected_queries,
+        "AT_ONCE": min(heads.selected_queries, heads.tuning.select_queries),
+        "PAGE": heads.page_size,
+    }

@@ -4,27 +4,27 @@ Neighbours choose mostly the same blocks, so a tile reads each once; bits say wh
 for. A block that a query did not choose leaves its sums as they are, to the last bit.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
 
-from nsa_kernels.prefill.plan import PrefillPlan, Slab
+from nsa_kernels.prefill.plan import Slab
 from nsa_kernels.prefill.select import TileLists
+from nsa_kernels.prefill.sizes import LOG2_E, LayerSizes
 from nsa_kernels.prefill.tiles import (
     deliver,
     gate_of,
     load_part,
     next_power_of_2,
-    precision,
     row_logits,
     softmax_end,
     softmax_step,
-    split_dim,
-    triton_dtype,
 )
-from nsa_kernels.prefill.work import LOG2_E, PrefillWork
+from nsa_kernels.prefill.work import PrefillWork
 
 
-@triton.jit(do_not_specialize=["first_tile", "dense_end"])
+@triton.jit(do_not_specialize=["capacity", "first_tile", "dense_end"])
 def _selected_kernel(
     out: tl.tensor,
     q: tl.tensor,
@@ -37,6 +37,7 @@ def _selected_kernel(
     list_queries: tl.tensor,
     tiles: tl.tensor,
     chunks: tl.tensor,
+    capacity: tl.tensor,
     first_tile: tl.tensor,
     dense_end: tl.tensor,
     scale: tl.tensor,
@@ -47,10 +48,8 @@ def _selected_kernel(
     gate_token: tl.tensor,
     gate_head: tl.tensor,
     gate_branch: tl.tensor,
-    CAPACITY: tl.constexpr,
     COMPUTE: tl.constexpr,
     ADD: tl.constexpr,
-    GATED: tl.constexpr,
     LOGITS: tl.constexpr,
     SELECT_BLOCK: tl.constexpr,
     BLOCK_PADDED: tl.constexpr,
@@ -99,7 +98,7 @@ def _selected_kernel(
     total = tl.zeros([ROWS], tl.float32)
     acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
     count = tl.load(counts + tl.program_id(0) * KV_HEADS + kv_head)
-    base = (tl.program_id(0).to(tl.int64) * KV_HEADS + kv_head) * CAPACITY
+    base = (tl.program_id(0).to(tl.int64) * KV_HEADS + kv_head) * capacity
     lanes = tl.arange(0, KEYS)
     within = lanes % BLOCK_PADDED
     for step in tl.range(0, tl.cdiv(count, PER_STEP)):
@@ -137,18 +136,14 @@ def _selected_kernel(
         top, total, acc = softmax_step(s, v, top, total, acc, scale, True, True, PRECISION)
 
     gate_at = token * gate_token + head * gate_head + gate_branch
-    mixed = softmax_end(total, acc) * gate_of(gates, gate_at, keep, GATED, LOGITS)[:, None]
+    mixed = softmax_end(total, acc) * gate_of(gates, gate_at, keep, True, LOGITS)[:, None]
     deliver(out, token * out_token + head * out_head, keep, mixed, ADD, DV)
 
 
-def attend_selected(
-    work: PrefillWork, plan: PrefillPlan, lists: TileLists, slab: Slab, add: bool
-) -> None:
+def attend_selected(work: PrefillWork, lists: TileLists, slab: Slab, add: bool) -> None:
     """The gated selected branch of a slab's queries into `work.out`; `add`: on top of it."""
-    spec, tuning = work.spec, work.tuning
-    block_padded = next_power_of_2(spec.select_block)
-    per_step = max(1, max(16, tuning.selected_keys) // block_padded)
-    first_dim, rest_dim = split_dim(work.head_dim)
+    sizes = work.sizes
+    plan, tuning = sizes.plan, sizes.heads.tuning
     _selected_kernel[lists.counts.shape](
         work.out,
         work.q,
@@ -161,35 +156,33 @@ def attend_selected(
         lists.queries,
         plan.scores.tiles,
         plan.chunks,
+        lists.blocks.shape[-1],
         slab.start,
-        work.dense_end,
+        sizes.dense_end,
         work.scale * LOG2_E,
-        work.out.stride(0),
-        work.out.stride(1),
-        work.q.stride(0),
-        work.q.stride(1),
+        *work.out.stride()[:2],
+        *work.q.stride()[:2],
         *work.gate_strides,
-        CAPACITY=lists.blocks.shape[-1],
-        COMPUTE=triton_dtype(work.compute),
         ADD=add,
-        GATED=True,
         LOGITS=work.gate_logits,
-        SELECT_BLOCK=spec.select_block,
-        BLOCK_PADDED=block_padded,
-        KV_HEADS=work.kv_heads,
-        GROUP=work.group,
-        GROUP_PADDED=work.group_padded,
-        QUERIES=work.score_queries,
-        SUBTILE=work.selected_queries,
-        ROWS=max(16, work.selected_queries * work.group_padded),
-        D=work.head_dim,
-        D_FIRST=first_dim,
-        D_REST=rest_dim,
-        DV=work.value_dim,
-        DV_PADDED=max(16, next_power_of_2(work.value_dim)),
-        PAGE=work.page_size,
-        PER_STEP=per_step,
-        PRECISION=precision(work.compute),
+        **sizes.constants("selected", _constants),
         num_warps=tuning.selected_warps,
         num_stages=tuning.selected_stages,
     )
+
+
+def _constants(sizes: LayerSizes) -> dict[str, Any]:
+    heads, block = sizes.heads, sizes.spec.select_block
+    padded = next_power_of_2(block)
+    return {
+        **heads.constants,
+        "SELECT_BLOCK": block,
+        "BLOCK_PADDED": padded,
+        "QUERIES": heads.score_queries,
+        "SUBTILE": heads.selected_queries,
+        "ROWS": max(16, heads.selected_queries * heads.group_padded),
+        "DV": heads.value_dim,
+        "DV_PADDED": heads.value_padded,
+        "PAGE": heads.page_size,
+        "PER_STEP": max(1, max(16, heads.tuning.selected_keys) // padded),
+    }
