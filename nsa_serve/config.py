@@ -51,9 +51,14 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     compressor_tied: bool = False
     """One φ for keys and values."""
     compressor_hidden: int = 0
-    """Hidden width of the mlp kinds; 0 stands for compress_block · head_dim."""
+    """Hidden width of the mlp kinds, 0 for compress_block · head_dim; of the transformer's MLP, 0
+    for four times its width."""
     compressor_act: CompressorAct = "relu"
     """Between the layers of the mlp kinds."""
+    compressor_layers: int = 1
+    """Of the transformer, which reads the kv heads of a token joined to one vector."""
+    compressor_heads: int = 1
+    """Attention heads of the transformer."""
     intra_block_positions: Literal["none", "k", "kv"] = "kv"
     """Learned vectors, one per kv head and place in the block, added to what φ reads."""
     padding: Literal["none", "left"] = "none"
@@ -90,7 +95,15 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Queries at positions below this attend densely."""
 
     def __post_init__(self) -> None:
-        for name in ("compress_block", "compress_stride", "select_block", "num_selected", "window"):
+        for name in (
+            "compress_block",
+            "compress_stride",
+            "select_block",
+            "num_selected",
+            "window",
+            "compressor_layers",
+            "compressor_heads",
+        ):
             _require(getattr(self, name) >= 1, f"nsa.{name} must be at least 1")
         for name in (
             "compressor_hidden",
@@ -244,6 +257,12 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             self.nsa is None or not self.nsa.compressor_tied or self.value_dim == self.head_dim,
             "nsa.compressor_tied needs a v_head_dim equal to head_dim",
         )
+        for dim in (self.head_dim, self.value_dim):
+            _require(
+                self.nsa is None or self.num_kv_heads * dim % self.nsa.compressor_heads == 0,
+                f"nsa.compressor_heads must divide the kv heads' joined width, "
+                f"{self.num_kv_heads * dim}",
+            )
 
     @property
     def group(self) -> int:

@@ -81,6 +81,8 @@ class NSABranches(nn.Module):
                 hidden=hidden,
                 shared=shared,
                 act=nsa.compressor_act,
+                layers=nsa.compressor_layers,
+                attention_heads=nsa.compressor_heads,
             )
             for dim in (dk, dv)
         )

@@ -1,7 +1,7 @@
 """φ: the l keys (or values) that a compressed slot reads become one.
 
 Every compressor maps windows [S, kv_heads, l, dim] to [S, kv_heads, dim]. Those with parameters
-hold one set per kv head, or one for all where `shared`.
+hold one set per kv head, or one for all where `shared`; the transformer joins the heads.
 """
 
 import math
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nsa_kernels.widen import widen
 from nsa_serve.config import CompressorAct, CompressorKind
 from nsa_serve.model.norm import RMSNorm
+
+_FLOAT32_EPS = 2.0**-23
 
 
 class Mean(nn.Module):
@@ -81,23 +83,46 @@ class AttentionPool(nn.Module):
 
 
 class TransformerPool(nn.Module):
-    """A pre-norm transformer layer over the window, then the mean."""
+    """Pre-norm transformer layers over the window, whose tokens are all kv heads joined; of the
+    last token what they made."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def __init__(self, width: int, layers: int, heads: int, hidden: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(dim, 1e-6)
-        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.to_out = nn.Linear(dim, dim, bias=False)
-        self.mlp_norm = RMSNorm(dim, 1e-6)
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, hidden) for _ in range(layers))
 
     def forward(self, windows: Tensor) -> Tensor:
         """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
-        q, k, v = self.to_qkv(self.norm(windows)).chunk(3, -1)
-        x = windows + self.to_out(nn.functional.scaled_dot_product_attention(q, k, v))
-        x = x + self.down(nn.functional.gelu(self.up(self.mlp_norm(x))))
-        return x.mean(-2)
+        x = windows.transpose(1, 2).flatten(2)
+        for layer in self.layers:
+            x = layer(x)
+        return x[:, -1].unflatten(-1, (windows.shape[1], -1))
+
+
+class TransformerLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): no mask, no positions."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = RMSNorm(width, _FLOAT32_EPS)
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.o_proj = nn.Linear(width, width)
+        self.mlp_norm = RMSNorm(width, _FLOAT32_EPS)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[S, l, width] → [S, l, width]"""
+        normed = self.norm(x)
+        q, k, v = (
+            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.o_proj(attended.transpose(1, 2).flatten(2))
+        return x + self.down(nn.functional.gelu(self.up(self.mlp_norm(x))))
 
 
 def make_compressor(
@@ -109,8 +134,10 @@ def make_compressor(
     hidden: int = 0,
     shared: bool = False,
     act: CompressorAct = "relu",
+    layers: int = 1,
+    attention_heads: int = 1,
 ) -> nn.Module:
-    """A fresh φ; `hidden` 0 stands for block · dim."""
+    """A fresh φ; `hidden` 0 stands for block · dim, in a transformer for four times its width."""
     heads = 1 if shared else kv_heads
     width = hidden or block * dim
     match kind:
@@ -139,4 +166,5 @@ def make_compressor(
         case "attention_pool":
             return AttentionPool(dim)
         case "transformer":
-            return TransformerPool(dim, hidden or 4 * dim)
+            joined = kv_heads * dim
+            return TransformerPool(joined, layers, attention_heads, hidden or 4 * joined)

@@ -41,7 +41,7 @@ DIALECTS: dict[str, NSAConfig] = {
     "grouped_mlp": _with(compressor="grouped_mlp", compressor_hidden=24, compressor_act="gelu"),
     "attention_pool": _with(compressor="attention_pool"),
     "single_projection": _with(compressor="single_projection", intra_block_positions="kv"),
-    "transformer": _with(compressor="transformer"),
+    "transformer": _with(compressor="transformer", compressor_layers=2, compressor_heads=4),
     "left_padding": _with(padding="left", intra_block_positions="kv", compressor="mlp"),
     "memory": _with(memory_slots=2),
     "block_start": _with(compressed_rope="block_start", compressor="linear"),

@@ -137,19 +137,19 @@ class NaiveAttention:
                 continue
             first = first_token(nsa, s)
             tokens = range(first, first + nsa.compress_block)
-            window_k = np.stack([keys[i, head] if i >= 0 else 0 * keys[0, head] for i in tokens])
-            window_v = np.stack(
-                [phi.values[i, head] if i >= 0 else 0 * phi.values[0, head] for i in tokens]
+            windows_k, windows_v = (
+                np.stack([x[i] if i >= 0 else 0 * x[0] for i in tokens], 1)
+                for x in (keys, phi.values)
             )
             if nsa.intra_block_positions != "none":
-                window_k = window_k + weights["nsa.k_positions"][head]
+                windows_k = windows_k + weights["nsa.k_positions"]
             if nsa.intra_block_positions == "kv":
-                window_v = window_v + weights["nsa.v_positions"][head]
-            key = compress(nsa, window_k, head, weights, "nsa.compress_k")
+                windows_v = windows_v + weights["nsa.v_positions"]
+            key = compress(nsa, windows_k, head, weights, "nsa.compress_k")
             if nsa.compressed_rope == "block_start" and config.positions == "rope":
                 key = rotate(key, first, config)
             phi_v = "nsa.compress_k" if nsa.compressor_tied else "nsa.compress_v"
-            slots[s] = key, compress(nsa, window_v, head, weights, phi_v)
+            slots[s] = key, compress(nsa, windows_v, head, weights, phi_v)
         return slots
 
     def _compressed(

@@ -1,4 +1,4 @@
-"""Compressors written for one window of one kv head, in float64."""
+"""Compressors written for one window, in float64."""
 
 import math
 from collections.abc import Mapping
@@ -35,9 +35,9 @@ def gelu(x: Array) -> Array:
     return np.asarray(x * 0.5 * (1.0 + erf(x / math.sqrt(2.0))))
 
 
-def compress(nsa: NSAConfig, window: Array, head: int, weights: Weights, prefix: str) -> Array:
-    """window [l, dim], the positions of the block added already → [dim]."""
-    kind = nsa.compressor
+def compress(nsa: NSAConfig, windows: Array, head: int, weights: Weights, prefix: str) -> Array:
+    """windows [kv_heads, l, dim], the positions of the block added already → [dim] of a head."""
+    kind, window = nsa.compressor, windows[head]
     if kind == "mean":
         return np.asarray(window.mean(0))
     if kind == "weighted":
@@ -47,7 +47,7 @@ def compress(nsa: NSAConfig, window: Array, head: int, weights: Weights, prefix:
         logits = window @ weights[f"{prefix}.to_logits.weight"].T
         return np.asarray((softmax(logits.T).T * window).sum(0))
     if kind == "transformer":
-        return _transformer(window, weights, prefix)
+        return _transformer(nsa, windows, weights, prefix)[head]
     x, layer = window.reshape(-1), 0
     while f"{prefix}.layers.{layer}.weight" in weights:
         if layer:
@@ -65,13 +65,21 @@ def _of(parameter: Array, head: int) -> int:
     return head if len(parameter) > 1 else 0
 
 
-def _transformer(window: Array, weights: Weights, prefix: str) -> Array:
+def _transformer(nsa: NSAConfig, windows: Array, weights: Weights, prefix: str) -> Array:
+    """[kv_heads, l, dim] → [kv_heads, dim], what the last token became."""
     eps = float(np.finfo(np.float32).eps)
-    dim = window.shape[1]
-    x = rms_norm(window, weights[f"{prefix}.norm.weight"], eps)
-    q, k, v = np.split(linear(x, weights, f"{prefix}.to_qkv"), 3, -1)
-    attended = softmax(q @ k.T / math.sqrt(dim)) @ v
-    x = window + linear(attended, weights, f"{prefix}.to_out")
-    y = rms_norm(x, weights[f"{prefix}.mlp_norm.weight"], eps)
-    x = x + linear(gelu(linear(y, weights, f"{prefix}.up")), weights, f"{prefix}.down")
-    return np.asarray(x.mean(0))
+    x = np.concatenate(list(windows), -1)
+    width = x.shape[1] // nsa.compressor_heads
+    for i in range(nsa.compressor_layers):
+        own = f"{prefix}.layers.{i}"
+        y = rms_norm(x, weights[f"{own}.norm.weight"], eps)
+        q, k, v = (linear(y, weights, f"{own}.{name}_proj") for name in "qkv")
+        attended = np.zeros_like(x)
+        for h in range(nsa.compressor_heads):
+            part = slice(h * width, (h + 1) * width)
+            probs = softmax(q[:, part] @ k[:, part].T / math.sqrt(width))
+            attended[:, part] = probs @ v[:, part]
+        x = x + linear(attended, weights, f"{own}.o_proj")
+        y = rms_norm(x, weights[f"{own}.mlp_norm.weight"], eps)
+        x = x + linear(gelu(linear(y, weights, f"{own}.up")), weights, f"{own}.down")
+    return x[-1].reshape(len(windows), -1)
