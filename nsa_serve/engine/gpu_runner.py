@@ -232,7 +232,10 @@ class GpuRunner:
         """The device's part of a step of single queries; the logits go where all graphs' go."""
         step = rows_step(buffers, key, self._tables)
         context = DeviceContext(self._layers, step)
-        hidden = self._decoder(buffers.token_ids, buffers.positions, context)
+        positions = buffers.positions
+        if self._decoder.config.positions == "learned":  # a row of padding reads the first
+            positions = positions.clamp_min(0)
+        hidden = self._decoder(buffers.token_ids, positions, context)
         self._decoder.logits(hidden, self._logits[: key.batch])
 
     def _launch_mixed(self, items: list[ScheduledSequence]) -> Launched:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nsa_kernels.dispatch import layer_kernels
 from tests.support.device_paged import DevicePagedModel
-from tests.support.dialects import MODELS, random_decoder
+from tests.support.dialects import MODELS, diffuse_decoder
 from tests.support.paged import whole
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -19,7 +19,7 @@ FEW = ["base", "lucidrains", "tied_normed_biased"]
 
 def check(name: str, chunks: list[int], num_tokens: int) -> None:
     tokens = TOKENS[:num_tokens]
-    decoder = random_decoder(MODELS[name])
+    decoder = diffuse_decoder(MODELS[name])
     expected = whole(decoder, tokens)
     decoder = decoder.to(DEVICE).join()
     kernels = layer_kernels(DEVICE)

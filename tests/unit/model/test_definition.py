@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from nsa_serve.config import ModelConfig, RopeScaling
-from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.definition import WholeSequence
-from tests.support.dialects import BASE, DIALECTS, MODELS, model_config, random_decoder
+from tests.support.dialects import (
+    BASE,
+    DIALECTS,
+    MODELS,
+    diffuse_decoder,
+    model_config,
+    random_decoder,
+)
 from tests.support.naive_nsa import NaiveAttention, NaiveDecoder
 from tests.support.paged import whole
 
@@ -47,17 +53,6 @@ COMBINED: dict[str, ModelConfig] = {
     "biased_independent": model_config(DIALECTS["paper"], attention_bias=True, qk_norm=True),
 }
 ALL = MODELS | COMBINED
-
-
-def diffuse_decoder(config: ModelConfig, seed: int) -> Decoder:
-    """A random decoder whose queries are short. Where one slot takes all of a query's mass, the two
-    blocks that it overlaps tie to within rounding, and float32 may choose the other."""
-    decoder = random_decoder(config, seed)
-    for attention in decoder.attentions:
-        attention.q_proj.weight.mul_(0.25)
-        if attention.q_norm is not None:
-            attention.q_norm.weight.mul_(0.25)
-    return decoder
 
 
 def relative_error(found: Tensor, expected: np.ndarray[Any, np.dtype[np.float64]]) -> float:
