@@ -7,6 +7,7 @@ group are the parent's to act on.
 """
 
 import argparse
+import gc
 import logging
 import os
 import select
@@ -45,6 +46,8 @@ def _serve(sock: socket.socket) -> int:
     channel = Channel[ToCore](sock, Decoder(ToCore))
     try:
         core = EngineCore(config := _receive_config(sock), load_runner(config))
+        gc.collect()
+        gc.freeze()  # or every full collection between steps walks all that was loaded
         channel.send(core.ready)
         _loop(core, channel)
     except (EOFError, BrokenPipeError, ConnectionResetError):
