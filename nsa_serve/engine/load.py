@@ -25,4 +25,6 @@ def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
     folder = find_model(config.model)
     if is_random(config.model):
         return Tokenizer.byte_level(), folder.generation
+    if not folder.has_tokenizer:
+        return Tokenizer.bytes_only(), folder.generation
     return Tokenizer.from_folder(folder.path), folder.generation

@@ -33,12 +33,14 @@ def token_to_bytes(token: str, *, byte_level: bool) -> bytes:
     return token.replace("▁", " ").encode()
 
 
-def byte_level_backend() -> tokenizers.Tokenizer:
-    """Token i is byte i; then <|endoftext|>, <|im_start|>, <|im_end|>."""
+def byte_level_backend(*, special: bool = True) -> tokenizers.Tokenizer:
+    """Token i is byte i; then, if `special`, <|endoftext|>, <|im_start|>, <|im_end|>."""
     vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
+    if not special:
+        return backend
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
     return backend

@@ -65,6 +65,11 @@ class Tokenizer:
         config = TokenizerConfig(eos_token="<|im_end|>")  # noqa: S106
         return cls(byte_level_backend(), config, CHATML)
 
+    @classmethod
+    def bytes_only(cls) -> "Tokenizer":
+        """One token a byte and nothing else: 256 in all, no chat template."""
+        return cls(byte_level_backend(special=False), TokenizerConfig(), None)
+
     @cached_property
     def vocab_size(self) -> int:
         """One more than the highest token id."""

@@ -33,6 +33,10 @@ class Vocabulary(msgspec.Struct, frozen=True):
     eos_token_id: int | None
 
 
+BYTES = Vocabulary(256, None)
+"""Of a model whose tokens are the bytes of UTF-8 and nothing else."""
+
+
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Of a model folder; raises `ModelLoadError` if the tokenizer's files are damaged."""
     path = folder / "tokenizer.json"

@@ -1,6 +1,5 @@
 """A model folder, checked before anything is loaded: its files, and that they agree. No torch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,14 @@ from typing import Any
 from nsa_serve.config import ModelConfig
 from nsa_serve.errors import ModelLoadError
 from nsa_serve.model.loading.built_in import ensure_built_in
+from nsa_serve.model.loading.families import OURS, family_of
+from nsa_serve.model.loading.family import Family
 from nsa_serve.model.loading.generation import GenerationDefaults, read_generation
 from nsa_serve.model.loading.json_file import convert, read_json
-from nsa_serve.model.loading.llama import read_llama_config
 from nsa_serve.model.loading.progress import Progress, show_on_stderr
-from nsa_serve.model.loading.tensor_files import list_tensors
-from nsa_serve.model.loading.write import OUR_MODEL_TYPE
-from nsa_serve.text.vocabulary import Vocabulary, read_vocabulary
+from nsa_serve.model.loading.recipes import Shapes
+from nsa_serve.model.loading.tensor_files import has_tensors, list_tensors
+from nsa_serve.text.vocabulary import BYTES, Vocabulary, read_vocabulary
 
 __all__ = ["GenerationDefaults", "ModelFolder", "read_config", "resolve_model"]
 
@@ -27,6 +27,9 @@ class ModelFolder:
     name: str
     config: ModelConfig
     generation: GenerationDefaults
+    family: Family = OURS
+    has_tokenizer: bool = True
+    """Whether it brings one; if not, its tokens are the 256 bytes."""
 
 
 def resolve_model(model: str | None, *, progress: Progress = show_on_stderr) -> ModelFolder:
@@ -41,63 +44,62 @@ def resolve_model(model: str | None, *, progress: Progress = show_on_stderr) -> 
     if not path.exists():
         raise ModelLoadError(f"model folder {model} does not exist")
     if not path.is_dir():
-        raise ModelLoadError(f"{model} is a file; a model is a folder with a config.json")
-    return _check_folder(path.resolve())
+        raise ModelLoadError(
+            f"{model} is a file; a model is a folder with a config.json, "
+            "which `nsa-serve convert` makes of a GGUF file"
+        )
+    return check_folder(path.resolve())
 
 
 def read_config(path: Path) -> ModelConfig:
     """What the config.json at `path`, or in the folder there, says; whichever family it is of."""
-    return _read_config(path)[0]
+    path = path if path.is_file() else path / "config.json"
+    fields = read_json(path, dict[str, Any])
+    folder = path.parent
+    shapes = shapes_of(folder) if path.name == "config.json" and has_tensors(folder) else {}
+    return family_of(path, fields).read_config(path, fields, shapes)
 
 
 def _resolve_built_in(progress: Progress) -> ModelFolder:
     path = ensure_built_in(progress)
     try:
-        return _check_folder(path)
+        return check_folder(path)
     except ModelLoadError as error:
         raise ModelLoadError(f"{error}; remove {path} to have it made again") from None
 
 
-def _check_folder(path: Path) -> ModelFolder:
-    config, fields = _read_config(path)
-    vocabulary = read_vocabulary(path)
-    generation = read_generation(path, _eos_token_ids(path, fields), vocabulary.eos_token_id)
-    _check_token_ids(path, config, vocabulary, generation)
-    list_tensors(path)
-    return ModelFolder(path, path.name, config, generation)
+def check_folder(path: Path) -> ModelFolder:
+    """The checked folder at a path. Raises `ModelLoadError`."""
+    fields = read_json(path / "config.json", dict[str, Any])
+    family = family_of(path / "config.json", fields)
+    config = family.read_config(path / "config.json", fields, shapes_of(path))
+    vocabulary = read_vocabulary(path) if has_tokenizer(path, config) else BYTES
+    generation = read_generation(path, eos_token_ids(path, fields), vocabulary.eos_token_id)
+    check_token_ids(path, config, vocabulary, generation)
+    return ModelFolder(path, path.name, config, generation, family, vocabulary is not BYTES)
 
 
-def _read_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    path = path if path.is_file() else path / "config.json"
-    fields = read_json(path, dict[str, Any])
-    model_type = fields.get("model_type")
-    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
-    if reader is None:
-        known = ", ".join(_READERS)
-        found = "is missing" if model_type is None else f"{model_type!r} is not known"
-        raise ModelLoadError(f"{path}: model_type {found}, expected one of: {known}")
-    return reader(path, fields), fields
+def shapes_of(folder: Path) -> Shapes:
+    """What tensors a folder holds."""
+    return {name: tensor.shape for name, tensor in list_tensors(folder).items()}
 
 
-def _read_our_config(path: Path, fields: dict[str, Any]) -> ModelConfig:
-    return convert(path, {k: v for k, v in fields.items() if k != "model_type"}, ModelConfig)
+def has_tokenizer(folder: Path, config: ModelConfig) -> bool:
+    """Whether the folder must bring a tokenizer, or does: tokens that are bytes need none."""
+    return config.vocab_size != BYTES.size or (folder / "tokenizer.json").exists()
 
 
-_READERS: dict[str, Callable[[Path, dict[str, Any]], ModelConfig]] = {
-    OUR_MODEL_TYPE: _read_our_config,
-    "llama": read_llama_config,
-}
-
-
-def _eos_token_ids(path: Path, fields: dict[str, Any]) -> list[int]:
+def eos_token_ids(path: Path, fields: dict[str, Any]) -> list[int]:
+    """The end tokens that a config.json names."""
     ids = fields.get("eos_token_id")
     ids = [ids] if isinstance(ids, int) else ids
     return convert(path / "config.json", {"eos": ids or []}, dict[str, list[int]])["eos"]
 
 
-def _check_token_ids(
+def check_token_ids(
     path: Path, config: ModelConfig, vocabulary: Vocabulary, generation: GenerationDefaults
 ) -> None:
+    """Raise `ModelLoadError` for tokens outside the model's vocabulary."""
     if vocabulary.size > config.vocab_size:
         raise ModelLoadError(
             f"{path}: the tokenizer has {vocabulary.size} tokens, "

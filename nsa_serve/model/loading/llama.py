@@ -9,7 +9,8 @@ from nsa_serve.config import ModelConfig, RopeScaling
 from nsa_serve.errors import ConfigError, ModelLoadError
 from nsa_serve.model.loading.json_file import convert
 
-_ACTIVATIONS: dict[str, Literal["silu", "gelu", "gelu_tanh", "relu"]] = {
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+_ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -48,9 +49,6 @@ def read_llama_config(path: Path, fields: dict[str, Any]) -> ModelConfig:
     llama = convert(path, fields, _LlamaConfig)
     if llama.quantization_config is not None:
         raise ModelLoadError(f"{path}: quantised weights (quantization_config) are not read")
-    if llama.hidden_act not in _ACTIVATIONS:
-        known = ", ".join(_ACTIVATIONS)
-        raise ModelLoadError(f"{path}: hidden_act {llama.hidden_act!r} is none of {known}")
     if llama.num_attention_heads < 1:
         raise ModelLoadError(f"{path}: num_attention_heads must be at least 1")
     rope = llama.rope_parameters or llama.rope_scaling or {}
@@ -58,6 +56,13 @@ def read_llama_config(path: Path, fields: dict[str, Any]) -> ModelConfig:
         return _model_config(llama, rope.get("rope_theta", llama.rope_theta), _scaling(llama, rope))
     except (ConfigError, msgspec.ValidationError) as error:
         raise ModelLoadError(f"{path}: {error}") from None
+
+
+def activation(name: str) -> Activation:
+    """Our name of an activation that transformers names; raises `ConfigError`."""
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"hidden_act {name!r} is none of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
 
 
 def _model_config(
@@ -85,7 +90,7 @@ def _model_config(
         attention_bias=llama.attention_bias,
         attention_output_bias=llama.attention_bias,
         mlp_bias=llama.mlp_bias,
-        hidden_act=_ACTIVATIONS[llama.hidden_act],
+        hidden_act=activation(llama.hidden_act),
     )
 
 

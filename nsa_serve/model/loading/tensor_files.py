@@ -29,13 +29,20 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
+def has_tensors(folder: Path) -> bool:
+    """Whether there are safetensors files, good ones or not."""
+    return (folder / _SINGLE).exists() or (folder / _INDEX).exists()
+
+
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     """All tensors by name; raises `ModelLoadError` if a file is missing, damaged or of no use."""
     single = folder / _SINGLE
     if single.exists():
         return _read_header(single)
     if not (folder / _INDEX).exists():
-        raise ModelLoadError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
+        pickled = any(folder.glob("*.pt")) or any(folder.glob("*.bin"))
+        hint = ", only what `nsa-serve convert` may read" if pickled else ""
+        raise ModelLoadError(f"{folder} has neither {_SINGLE} nor {_INDEX}{hint}")
     return _read_shards(folder)
 
 

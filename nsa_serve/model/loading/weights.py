@@ -1,10 +1,10 @@
 """Weights from safetensors files into a decoder: names and shapes first, then the data, once."""
 
 import re
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor
 from nsa_serve.config import ModelConfig
 from nsa_serve.errors import ConfigError, ModelLoadError
 from nsa_serve.model.decoder import Decoder, expected_tensors
+from nsa_serve.model.loading.family import Family
 from nsa_serve.model.loading.folder import ModelFolder
 from nsa_serve.model.loading.json_file import one_line
-from nsa_serve.model.loading.tensor_files import TensorInfo, list_tensors
+from nsa_serve.model.loading.recipes import Recipe, Shapes, renamed
+from nsa_serve.model.loading.tensor_files import list_tensors
 from nsa_serve.model.rope import Rope
 
 Attention = Literal["auto", "nsa", "dense"]
 
-_DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
-"""Tables that old checkpoints carry along."""
 _NSA = re.compile(r"model\.layers\.\d+\.self_attn\.nsa\..*")
 _NUM_NAMED = 3
 """Tensors that an error names before it only counts."""
@@ -42,10 +42,10 @@ def load_decoder(
     before any data is read.
     """
     config = attention_config(folder.config, attention)
-    names = _check_tensors(folder.path, list_tensors(folder.path), config)
+    recipes = check_recipes(folder, config)
     with torch.device("meta"):
         decoder = Decoder(config)
-    weights = load_tensors(folder.path, names, device=device)
+    weights = load_recipes(folder.path, recipes, device=device)
     state = {name: weight if dtype is None else weight.to(dtype) for name, weight in weights}
     decoder.load_state_dict(state, strict=True, assign=True)
     decoder.rope = Rope(config, torch.device(device))
@@ -65,54 +65,95 @@ def load_tensors(
     folder: Path, names: Iterable[str], *, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[str, Tensor]]:
     """The named tensors, file by file, as they are stored; on a CPU they are mapped, not read."""
+    return load_recipes(folder, {name: renamed(name) for name in names}, device=device)
+
+
+def load_recipes(
+    folder: Path, recipes: Mapping[str, Recipe], *, device: torch.device | str = "cpu"
+) -> Iterator[tuple[str, Tensor]]:
+    """What the recipes make of a folder's tensors, file by file, in the types that are stored."""
     tensors = list_tensors(folder)
-    wanted = list(names)
-    if missing := [name for name in wanted if name not in tensors]:
-        raise ModelLoadError(f"{folder}: no tensor {_some(missing)}")
-    by_file = sorted(wanted, key=lambda name: str(tensors[name].file))
-    for path, group in groupby(by_file, key=lambda name: tensors[name].file):
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                for name in group:
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ModelLoadError(f"{path}: {one_line(error)}") from None
+    _require_all(folder, (n for recipe in recipes.values() for n in recipe.sources), tensors)
+    with ExitStack() as stack:
+        opened: dict[Path, Any] = {}
+        for target in sorted(recipes, key=lambda name: str(tensors[recipes[name].sources[0]].file)):
+            recipe = recipes[target]
+            parts = [_read(tensors[n].file, n, opened, stack, device) for n in recipe.sources]
+            yield target, recipe(*parts).contiguous()
 
 
-def _check_tensors(folder: Path, found: dict[str, TensorInfo], config: ModelConfig) -> list[str]:
-    """The names to load; everything else in the folder must be known to be of no use."""
-    expected = _expected_tensors(folder, found, config)
-    if missing := [name for name in expected if name not in found]:
-        raise ModelLoadError(f"{folder}: no tensor {_some(missing)}")
-    unexpected = [name for name in found if name not in expected and not _unused(name, config)]
-    if unexpected:
-        raise ModelLoadError(f"{folder}: config.json has no place for tensor {_some(unexpected)}")
-    for name, shape in expected.items():
-        if found[name].shape != tuple(shape):
-            raise ModelLoadError(
-                f"{folder}: {name} has shape {list(found[name].shape)}, expected {list(shape)}"
-            )
-    return list(expected)
+def _read(
+    path: Path, name: str, opened: dict[Path, Any], stack: ExitStack, device: torch.device | str
+) -> Tensor:
+    try:
+        if path not in opened:
+            opened[path] = stack.enter_context(safe_open(path, framework="pt", device=str(device)))
+        tensor: Tensor = opened[path].get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadError(f"{path}: {one_line(error)}") from None
+    return tensor
 
 
-def _expected_tensors(
-    folder: Path, found: dict[str, TensorInfo], config: ModelConfig
+def check_recipes(folder: ModelFolder, config: ModelConfig) -> dict[str, Recipe]:
+    """How each tensor of a decoder of `config` is made of the folder's; everything else in the
+    folder must be known to be of no use. Raises `ModelLoadError` before any data is read."""
+    shapes = {name: tensor.shape for name, tensor in list_tensors(folder.path).items()}
+    return plan_tensors(folder.path, folder.family, shapes, folder.config, config)
+
+
+def plan_tensors(
+    where: Path, family: Family, shapes: Shapes, stored: ModelConfig, wanted: ModelConfig
+) -> dict[str, Recipe]:
+    """Recipes for a decoder of configuration `wanted` from a checkpoint whose own is `stored`."""
+    expected = _expected(where, family, shapes, wanted)
+    recipes = {target: family.source(target, wanted) for target in expected}
+    _require_all(where, [name for recipe in recipes.values() for name in recipe.sources], shapes)
+    known = {name for recipe in recipes.values() for name in recipe.sources}
+    if stored != wanted:
+        for target in _expected(where, family, shapes, stored):
+            known.update(family.source(target, stored).sources)
+    if stored.tie_word_embeddings:
+        known.update(family.source("lm_head.weight", stored).sources)
+    if unexpected := [n for n in shapes if n not in known and not _unused(n, family, stored)]:
+        raise ModelLoadError(f"{where}: config.json has no place for tensor {_some(unexpected)}")
+    for target, shape in expected.items():
+        _check_shape(where, recipes[target], shapes, tuple(shape))
+    return recipes
+
+
+def _require_all(where: Path, names: Iterable[str], found: Container[str]) -> None:
+    if missing := [name for name in dict.fromkeys(names) if name not in found]:
+        raise ModelLoadError(f"{where}: no tensor {_some(missing)}")
+
+
+def _check_shape(where: Path, recipe: Recipe, shapes: Shapes, expected: tuple[int, ...]) -> None:
+    parts = [torch.empty(shapes[name], device="meta") for name in recipe.sources]
+    try:
+        made = tuple(recipe(*parts).shape)
+    except (RuntimeError, IndexError):
+        made = None
+    if made != expected:
+        names = " and ".join(recipe.sources)
+        found = " and ".join(str(list(shapes[name])) for name in recipe.sources)
+        wanted = f"expected {'' if recipe.make is None else 'what gives '}{list(expected)}"
+        raise ModelLoadError(f"{where}: {names} has shape {found}, {wanted}")
+
+
+def _expected(
+    where: Path, family: Family, shapes: Shapes, config: ModelConfig
 ) -> dict[str, torch.Size]:
     # A damaged config.json can ask for a billion layers: look for the last before building any.
     last = f"model.layers.{config.num_layers - 1}.input_layernorm.weight"
-    if last not in found:
-        raise ModelLoadError(f"{folder}: no tensor {last}")
+    _require_all(where, family.source(last, config).sources, shapes)
     try:
         return expected_tensors(config)
     except RuntimeError as error:
-        raise ModelLoadError(f"{folder}: no such model can be built: {one_line(error)}") from None
+        raise ModelLoadError(f"{where}: no such model can be built: {one_line(error)}") from None
 
 
-def _unused(name: str, config: ModelConfig) -> bool:
-    return (
-        _DERIVED.fullmatch(name) is not None
-        or (config.tie_word_embeddings and name == "lm_head.weight")
-        or (config.nsa is None and _NSA.fullmatch(name) is not None)
+def _unused(name: str, family: Family, config: ModelConfig) -> bool:
+    return family.ignored.fullmatch(name) is not None or (
+        config.nsa is None and _NSA.fullmatch(name) is not None
     )
 
 
