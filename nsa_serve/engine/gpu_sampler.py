@@ -83,9 +83,11 @@ class GpuSampler:
             logits[rows, ids] += tensors.additions.values
         return self._draw(logits, tensors.params)
 
-    def warm_up(self) -> None:
-        """Run every kernel once, so that none is compiled while requests wait."""
-        logits = torch.zeros((1, self._table.counts.shape[1]), device=self._device)
+    def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
+        """Run what draws from logits of this type once, so that it is not compiled while requests
+        wait."""
+        shape = 1, self._table.counts.shape[1]
+        logits = torch.zeros(shape, dtype=dtype, device=self._device)
         table = torch.tensor([[1.0], [2.0], [0.5], [0.0], [0.5]], dtype=torch.float64)
         table = table.to(self._device)
         for params in (

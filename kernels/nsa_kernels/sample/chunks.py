@@ -167,5 +167,5 @@ def pack_kernel(
             )
             first = tl.sum(tl.where(chunks < chunk, numbers, 0), 0)
             place = row * ROOM + first + tl.cumsum(wanted.to(tl.int32), 0) - 1
-            tl.store(packed + place, x, mask=wanted)
+            tl.store(packed + place, x.to(packed.dtype.element_ty), mask=wanted)
             tl.store(packed_ids + place, ids, mask=wanted)

@@ -18,8 +18,8 @@ from nsa_kernels.sample.params import RowParams
 
 ROOM = 8192
 """Candidates of a row that are put side by side; a row with more is searched where it is."""
-SMALL, LARGE = 1024, 4096
-"""Candidates that a program looks at together, in either case."""
+TILE = 4096
+"""Candidates that a program looks at together."""
 WARPS = 8
 
 
@@ -28,6 +28,7 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
     stride; −1 where the highest is no number (NaN or infinite)."""
     num_rows, vocab = logits.shape
     assert logits.stride(1) == 1
+    assert room % 16 == 0
     device = logits.device
     token_ids = torch.empty(num_rows, dtype=torch.int64, device=device)
     if num_rows == 0:
@@ -42,7 +43,8 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
     best_kernel[grid](
         *row, best, best_ids, num_rows, num_chunks, VOCAB=vocab, CHUNK=chunk, num_warps=4
     )
-    mass = counts = packed = packed_ids = best_ids
+    mass = counts = packed_ids = best_ids
+    packed = logits
     table = best if params.table is None else params.table
     if params.table is not None:
         mass = torch.empty(grid, dtype=torch.int64, device=device)
@@ -60,7 +62,7 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
             **sizes,
         )
         if params.filtered:
-            packed = torch.empty((num_rows, room), dtype=torch.float32, device=device)
+            packed = torch.empty((num_rows, room), dtype=logits.dtype, device=device)
             packed_ids = torch.empty((num_rows, room), dtype=torch.int32, device=device)
             pack_kernel[grid](
                 *row,
@@ -92,8 +94,7 @@ def draw(logits: Tensor, params: RowParams, room: int = ROOM) -> Tensor:
         ROOM=room,
         RANDOM=params.table is not None,
         FILTERED=params.table is not None and params.filtered,
-        SMALL=SMALL,
-        LARGE=LARGE,
+        TILE=TILE,
         num_warps=WARPS,
     )
     return token_ids
@@ -119,8 +120,7 @@ def _draw_kernel(
     ROOM: tl.constexpr,
     RANDOM: tl.constexpr,
     FILTERED: tl.constexpr,
-    SMALL: tl.constexpr,
-    LARGE: tl.constexpr,
+    TILE: tl.constexpr,
 ) -> None:
     row = tl.program_id(0).to(tl.int64)
     highest, finite, bests = row_best(best, row, num_chunks, CHUNKS)
@@ -143,33 +143,26 @@ def _draw_kernel(
                 if (top_k > 0) | (top_p < 1.0):
                     numbers = tl.load(counts + row * num_chunks + chunks, mask=inside, other=0)
                     count = tl.sum(numbers, 0)
-                    if count <= ROOM:
-                        place = _draw_filtered(
-                            packed + row * ROOM,
-                            count,
-                            total,
-                            top_k,
-                            top_p,
-                            number,
-                            highest,
-                            temperature,
-                            min_p,
-                            SMALL,
-                        )
-                        token = tl.load(packed_ids + row * ROOM + place)
-                    else:
-                        token = _draw_filtered(
-                            source,
-                            VOCAB,
-                            total,
-                            top_k,
-                            top_p,
-                            number,
-                            highest,
-                            temperature,
-                            min_p,
-                            LARGE,
-                        )
+                    is_packed = count <= ROOM
+                    source = tl.where(is_packed, packed + row * ROOM, source)
+                    # Sixteen at a time can be loaded at once; there is room for all of them.
+                    readable = tl.where(is_packed, (count + 15) // 16 * 16, VOCAB)
+                    count = tl.where(is_packed, count, VOCAB)
+                    token = _draw_filtered(
+                        source,
+                        count,
+                        readable,
+                        total,
+                        top_k,
+                        top_p,
+                        number,
+                        highest,
+                        temperature,
+                        min_p,
+                        TILE,
+                    )
+                    packed_id = packed_ids + row * ROOM + tl.minimum(token, ROOM - 1)
+                    token = tl.where(is_packed, tl.load(packed_id, mask=is_packed), token)
                 else:
                     token = _draw_from_chunks(
                         source, masses, number, highest, temperature, min_p, VOCAB, CHUNK, CHUNKS
@@ -198,7 +191,7 @@ def _draw_from_chunks(
     chunk = tl.sum((tl.cumsum(masses, 0) <= target).to(tl.int32), 0)
     target -= tl.sum(tl.where(tl.arange(0, CHUNKS) < chunk, masses, 0), 0)
     places = chunk * CHUNK + tl.arange(0, CHUNK)
-    _keys, masses = _tile(source, places, VOCAB, highest, temperature, min_p)
+    _keys, masses = _tile(source, places, VOCAB, VOCAB, highest, temperature, min_p)
     return chunk * CHUNK + tl.sum((tl.cumsum(masses, 0) <= target).to(tl.int32), 0)
 
 
@@ -212,6 +205,7 @@ def _share(number: tl.tensor, total: tl.tensor) -> tl.tensor:
 def _draw_filtered(
     source: tl.tensor,
     count: tl.tensor,
+    readable: tl.tensor,
     total: tl.tensor,
     top_k: tl.tensor,
     top_p: tl.tensor,
@@ -228,38 +222,41 @@ def _draw_filtered(
     last = lowest  # of the order: kept is what is higher, and the first `ties` of its equals
     ties = tl.full([], 9223372036854775807, tl.int64)
     kept = total
+    some = tl.full([], 0, tl.int64)
     if top_k > 0:
-        some, kept, _low, _high = _above(source, count, lowest, highest, temperature, min_p, TILE)
-        if top_k < some:
-            last, some, kept = _border(
-                source, count, top_k, top, highest, temperature, min_p, True, TILE
-            )
-            ties = top_k - some
-            kept += ties * _mass_at(last, highest, temperature)
-    if top_p < 1.0:
-        limit = tl.maximum(tl.ceil(top_p * kept.to(tl.float64)).to(tl.int64), 1)
-        end, some, above = _border(
-            source, count, limit, top, highest, temperature, min_p, False, TILE
+        some, kept, _low, _high = _above(
+            source, count, readable, lowest, highest, temperature, min_p, TILE
         )
-        one = _mass_at(end, highest, temperature)
-        few = (limit - above + one - 1) // one
-        ties = tl.where(end == last, tl.minimum(ties, few), few)
-        last = end
-        kept = above + ties * one
+    for by_mass in range(2):  # top-k, then top-p of what it leaves; a loop to compile it once
+        limit = top_k
+        asked = (top_k > 0) & (top_k < some)
+        if by_mass > 0:
+            limit = tl.maximum(tl.ceil(top_p * kept.to(tl.float64)).to(tl.int64), 1)
+            asked = top_p < 1.0
+        if asked:
+            end, higher, above = _border(
+                source, count, readable, limit, top, highest, temperature, min_p, by_mass > 0, TILE
+            )
+            one = _mass_at(end, highest, temperature)
+            few = tl.where(by_mass > 0, (limit - above + one - 1) // one, limit - higher)
+            ties = tl.where(end == last, tl.minimum(ties, few), few)
+            last = end
+            kept = above + ties * one
     target = _share(number, kept)
-    return _find(source, count, target, last, ties, highest, temperature, min_p, TILE)
+    return _find(source, count, readable, target, last, ties, highest, temperature, min_p, TILE)
 
 
 @triton.jit
 def _border(
     source: tl.tensor,
     count: tl.tensor,
+    readable: tl.tensor,
     limit: tl.tensor,
     top: tl.tensor,
     highest: tl.tensor,
     temperature: tl.tensor,
     min_p: tl.tensor,
-    BY_COUNT: tl.constexpr,
+    by_mass: tl.tensor,
     TILE: tl.constexpr,
 ) -> tl.tensor:
     """The lowest key above which there are fewer than `limit` candidates, or less mass: (key,
@@ -271,9 +268,9 @@ def _border(
     while low < high:
         middle = ((low.to(tl.int64) + high.to(tl.int64)) >> 1).to(tl.int32)
         now_some, now_mass, next_above, next_below = _above(
-            source, count, middle, highest, temperature, min_p, TILE
+            source, count, readable, middle, highest, temperature, min_p, TILE
         )
-        reached = now_some >= limit if BY_COUNT else now_mass >= limit
+        reached = tl.where(by_mass, now_mass, now_some) >= limit
         low = tl.where(reached, next_above, low)
         high = tl.where(reached, high, next_below)
         some = tl.where(reached, some, now_some)
@@ -285,6 +282,7 @@ def _border(
 def _above(
     source: tl.tensor,
     count: tl.tensor,
+    readable: tl.tensor,
     key: tl.tensor,
     highest: tl.tensor,
     temperature: tl.tensor,
@@ -298,7 +296,7 @@ def _above(
     next_above = tl.full([TILE], 2147483647, tl.int32)
     next_below = tl.full([TILE], -2147483648, tl.int32)
     for start in range(0, count, TILE):
-        keys, masses = _tile(source, start + places, count, highest, temperature, min_p)
+        keys, masses = _tile(source, start + places, count, readable, highest, temperature, min_p)
         above = (keys > key) & (masses > 0)
         some += above.to(tl.int32)
         mass += tl.where(above, masses, 0)
@@ -318,12 +316,14 @@ def _tile(
     source: tl.tensor,
     places: tl.tensor,
     count: tl.tensor,
+    readable: tl.tensor,
     highest: tl.tensor,
     temperature: tl.tensor,
     min_p: tl.tensor,
 ) -> tl.tensor:
     """Keys and masses of some logits, 0 where min-p removes them."""
-    x = tl.load(source + places, mask=places < count, other=-float("inf")).to(tl.float32)
+    x = tl.load(source + places, mask=places < readable, other=-float("inf")).to(tl.float32)
+    x = tl.where(places < count, x, -float("inf"))
     weights, masses = weights_of(x, highest, temperature)
     return order_keys(x), tl.where(weights >= min_p, masses, 0)
 
@@ -340,6 +340,7 @@ def _mass_at(key: tl.tensor, highest: tl.tensor, temperature: tl.tensor) -> tl.t
 def _find(
     source: tl.tensor,
     count: tl.tensor,
+    readable: tl.tensor,
     target: tl.tensor,
     last: tl.tensor,
     ties: tl.tensor,
@@ -355,7 +356,7 @@ def _find(
     before = tl.full([], 0, tl.int64)
     places = tl.arange(0, TILE)
     while (place < 0) & (start < count):
-        keys, masses = _tile(source, start + places, count, highest, temperature, min_p)
+        keys, masses = _tile(source, start + places, count, readable, highest, temperature, min_p)
         equal = ((keys == last) & (masses > 0)).to(tl.int64)
         rank = seen + tl.cumsum(equal, 0)
         kept = (keys > last) | ((keys == last) & (rank <= ties))

@@ -74,7 +74,7 @@ def test_kernels_give_the_same() -> None:
     states, outputs = [row[0] for row in rows], [row[1] for row in rows]
     logits = torch.randn(16, VOCAB, generator=torch.Generator().manual_seed(0)) * 3
     sampler = GpuSampler(VOCAB, device, use_kernels=True)
-    sampler.warm_up()
+    sampler.warm_up(torch.float32)
     tokens = sampler(logits.to(device), states, outputs)
     assert tokens.tolist() == sample(logits, states, outputs)
 
