@@ -28,7 +28,7 @@ from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
 from nsa_serve.engine.gpu_sampler import GpuSampler
-from nsa_serve.engine.gpu_steps import mixed_step, rows_step
+from nsa_serve.engine.gpu_steps import MAX_CHUNK_CONTEXT, in_launches, mixed_step, rows_step
 from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
 from nsa_serve.engine.inputs import SlotRule
 from nsa_serve.engine.launched import Download, Launched, LaunchedChunks, Row
@@ -107,7 +107,7 @@ class GpuRunner:
     @torch.inference_mode()
     def warm_up(self, batches: SequenceOf[int]) -> None:
         """Compile what samples, and capture the graphs that decoding begins with."""
-        self._sampler.warm_up()
+        self._sampler.warm_up(self._logits.dtype)
         self._steps.capture_first(batches)
 
     @property
@@ -141,25 +141,26 @@ class GpuRunner:
     def _execute(self, items: list[ScheduledSequence], ahead: Launched | None) -> StepResult:
         result = StepResult(token_ids={})
         wanted, rest = self._split(items, ahead)
-        launched = None
-        if all(self._is_plain_row(item) for item in rest):
-            if rest:
-                launched = self._launch_rows(
-                    [Row.last_of(item) for item in rest], from_device=False
-                )
-        else:
-            launched = self._launch_mixed(rest)
+        launched = self._launch(rest)
         if rows := self._rows_ahead(items):
             self._ahead = self._launch_rows(rows, from_device=True)
         if ahead is not None and wanted:
             self._collect(ahead, wanted, result)
-        if launched is not None:
-            if launched.chunks is not None:
-                self._collect_chunks(launched.chunks, result)
-            self._collect(launched, range(len(launched.rows)), result)
+        for part in launched:
+            if part.chunks is not None:
+                self._collect_chunks(part.chunks, result)
+            self._collect(part, range(len(part.rows)), result)
         for sequence_id, logprobs in result.prompt_logprobs.items():
             self._known[sequence_id].state.num_prompt_logprobs += len(logprobs)
         return result
+
+    def _launch(self, items: list[ScheduledSequence]) -> list[Launched]:
+        """Launch what no step that ran ahead has computed."""
+        if not items:
+            return []
+        if all(self._is_plain_row(item) for item in items):
+            return [self._launch_rows([Row.last_of(item) for item in items], from_device=False)]
+        return [self._launch_mixed(part) for part in in_launches(items, MAX_CHUNK_CONTEXT)]
 
     def _is_plain_row(self, item: ScheduledSequence) -> bool:
         """Whether an item is a single query of which only the next token is asked."""

@@ -13,6 +13,10 @@ from nsa_serve.engine.graphs import GraphKey, RowBuffers
 from nsa_serve.engine.inputs import SlotRule
 from nsa_serve.model.device import DeviceStep
 
+MAX_CHUNK_CONTEXT = 1 << 20
+"""Tokens of all chunks of one launch with those before them: kernels put their slots side by side,
+and hundreds of short messages behind one long prompt would take gigabytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class MixedStep:
@@ -27,6 +31,23 @@ class MixedStep:
     """Of each item that is sampled: its last token's place among the T."""
     sampled_rows: Tensor
     """Of each item that is sampled: its row of the tables."""
+
+
+def in_launches(
+    items: SequenceOf[ScheduledSequence], max_chunk_context: int
+) -> list[list[ScheduledSequence]]:
+    """Parts whose chunks reach over at most so many tokens together, unless one alone does; all
+    single queries are in the first."""
+    parts = [[item for item in items if item.num_tokens == 1]]
+    context = 0
+    for item in items:
+        if item.num_tokens > 1:
+            if context and context + item.end > max_chunk_context:
+                parts.append([])
+                context = 0
+            parts[-1].append(item)
+            context += item.end
+    return parts
 
 
 def mixed_step(

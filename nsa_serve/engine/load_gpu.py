@@ -13,6 +13,7 @@ from nsa_scheduler.sequence import Sequence
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.gpu_memory import cache_bytes, peak_bytes
 from nsa_serve.engine.gpu_runner import GpuRunner
+from nsa_serve.engine.gpu_steps import MAX_CHUNK_CONTEXT
 from nsa_serve.engine.memory import cache_cost, cache_table, num_pages_that_fit
 from nsa_serve.engine.runner import RunnerInfo
 from nsa_serve.errors import ConfigError
@@ -47,7 +48,7 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
         runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
         buffers = torch.cuda.memory_allocated(device) - weights
         decode_step = peak_bytes(device, lambda: run(runner, trial.max_num_seqs, []))
-        worst_step = peak_bytes(device, lambda: run_worst_step(runner))
+        worst_step = peak_bytes(device, lambda: run_worst_steps(runner))
     except torch.OutOfMemoryError:
         raise ConfigError(
             f"the GPU has no room for a step of {info.max_num_batched_tokens} tokens of "
@@ -92,12 +93,18 @@ def runner_over(
     return GpuRunner(decoder, layers, info, use_graphs=use_graphs, run_ahead=run_ahead)
 
 
-def run_worst_step(runner: GpuRunner) -> None:
-    """The largest chunk beside as many single queries as fit, all at the end of their context."""
+def run_worst_steps(runner: GpuRunner) -> None:
+    """All at the end of their contexts: the largest chunk beside as many single queries as fit,
+    and the most chunks that are launched at once."""
     info = runner.info
-    num_singles = min(info.max_num_seqs, info.max_num_batched_tokens) - 1
-    length = min(info.max_num_batched_tokens - num_singles, info.max_model_len - 1)
-    run(runner, num_singles, [(info.max_model_len - 1 - length, length)])
+    longest, tokens = info.max_model_len - 1, info.max_num_batched_tokens
+    num_singles = min(info.max_num_seqs, tokens) - 1
+    length = min(tokens - num_singles, longest)
+    run(runner, num_singles, [(longest - length, length)])
+    num_chunks = min(info.max_num_seqs, max(MAX_CHUNK_CONTEXT // info.max_model_len, 1))
+    length = min(tokens // num_chunks, longest)
+    if length > 1:
+        run(runner, 0, [(longest - length, length)] * num_chunks)
 
 
 def run(runner: GpuRunner, num_singles: int, chunks: list[tuple[int, int]]) -> None:

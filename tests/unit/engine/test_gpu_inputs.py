@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, mixed_inputs, row_inputs
+from nsa_serve.engine.gpu_steps import in_launches
 from nsa_serve.engine.graphs import (
     BATCHES,
     batch_sizes,
@@ -203,3 +204,19 @@ def test_contexts_are_bounded_by_the_models(largest: int) -> None:
     assert bounds == sorted(set(bounds))
     assert bounds[-1] == largest
     assert all(smallest_that_holds(bounds, n) >= n for n in (1, largest // 2 + 1, largest))
+
+
+@given(
+    work=st.lists(st.tuples(st.integers(0, 50), st.integers(1, 30)), min_size=1, max_size=12),
+    limit=st.integers(1, 120),
+)
+def test_launches_hold_every_item_once_and_bounded_chunks(
+    work: list[tuple[int, int]], limit: int
+) -> None:
+    items = [ScheduledSequence(sequence(i, [0], []), a, n) for i, (a, n) in enumerate(work)]
+    parts = in_launches(items, limit)
+    assert sorted(map(id, (item for part in parts for item in part))) == sorted(map(id, items))
+    for number, part in enumerate(parts):
+        chunks = [item.end for item in part if item.num_tokens > 1]
+        assert number == 0 or (part and len(chunks) == len(part))
+        assert len(chunks) <= 1 or sum(chunks) <= limit

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from nsa_serve.engine.core import EngineCore
+from nsa_serve.engine.load_gpu import run, run_worst_steps
 from nsa_serve.engine.messages import AddSequence
 from nsa_serve.engine.model_runner import NOT_A_NUMBER
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.params import SamplingParams
-from tests.support.device_engine import device_core
+from tests.support.device_engine import device_core, device_runner
 from tests.support.engine import run_to_end, tokens_of
 from tests.support.model_folder import (
     PAGE_SIZE,
+    engine_config,
     greedy_by_definition,
     run_all,
     tokens_of_all,
@@ -204,3 +206,17 @@ def test_a_step_that_raises_leaves_nothing_of_itself(
             tokens += output.new_token_ids
     tokens += tokens_of(run_to_end(core)[0])
     assert tokens == greedy_by_definition(decoder, prompt, 10)
+
+
+def test_the_worst_steps_are_full_and_leave_nothing_behind(folder: Path) -> None:
+    passes: list[int] = []
+    limits: dict[str, Any] = {"max_num_seqs": 6, "max_num_batched_tokens": 100, "num_pages": 4}
+    runner = device_runner(folder, on_forward=passes.append, run_ahead=False, **limits)
+    run_worst_steps(runner)
+    assert passes == [100, 96]  # 5 single queries and a chunk of 95; 6 chunks of 16
+    run(runner, 6, [])
+    assert passes[2:] == [6]
+    prompt = random_tokens(20, 0)
+    expected = tokens_of_all(device_core(folder), [prompt], GREEDY)
+    core = EngineCore(engine_config(folder, **limits), runner)
+    assert tokens_of_all(core, [prompt], GREEDY) == expected
