@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from nsa_kernels.widen import widen
 from nsa_serve.config import CompressorAct, CompressorKind
 from nsa_serve.model.norm import RMSNorm
+from nsa_serve.model.shaped import Float
 
 _FLOAT32_EPS = 2.0**-23
+
+Windows = Float[Tensor, "slots kv_heads block dim"]
+Compressed = Float[Tensor, "slots kv_heads dim"]
 
 
 class Mean(nn.Module):
     """The mean over the window."""
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
+    def forward(self, windows: Windows) -> Compressed:
+        """The slots of the windows."""
         return windows.mean(-2)
 
 
@@ -31,8 +35,8 @@ class Weighted(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.full((heads, block), 1.0 / block))
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
+    def forward(self, windows: Windows) -> Compressed:
+        """The slots of the windows."""
         return (windows * self.weight[:, :, None]).sum(-2)
 
 
@@ -60,8 +64,8 @@ class Flat(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.act = nn.functional.relu if act == "relu" else nn.functional.gelu
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
+    def forward(self, windows: Windows) -> Compressed:
+        """The slots of the windows."""
         x = windows.flatten(2)
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else self.act(x))
@@ -76,8 +80,8 @@ class AttentionPool(nn.Module):
         self.to_logits = nn.Linear(dim, dim, bias=False)
         nn.init.eye_(self.to_logits.weight)
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
+    def forward(self, windows: Windows) -> Compressed:
+        """The slots of the windows."""
         weights = widen(self.to_logits(windows)).softmax(-2).to(windows.dtype)
         return (windows * weights).sum(-2)
 
@@ -90,8 +94,8 @@ class TransformerPool(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(TransformerLayer(width, heads, hidden) for _ in range(layers))
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """[S, kv_heads, l, dim] → [S, kv_heads, dim]"""
+    def forward(self, windows: Windows) -> Compressed:
+        """The slots of the windows."""
         x = windows.transpose(1, 2).flatten(2)
         for layer in self.layers:
             x = layer(x)

@@ -50,6 +50,7 @@ class Layer(nn.Module):
         self.self_attn = Attention(config, index)
         self.post_attention_layernorm = make_norm(config)
         self.mlp = MLP(config)
+        self.dropout = 0.0
 
     def forward(
         self, residual: Tensor, delta: Tensor | None, rotate: Rotation, context: AttentionContext
@@ -57,9 +58,12 @@ class Layer(nn.Module):
         """The stream [T, hidden] and what the layer before still has to add to it → the same of
         this layer. So each sum is made together with the norm that reads it."""
         residual, x = ops.add_norm(residual, delta, self.input_layernorm)
-        x = self.self_attn(x, rotate, context)
+        x = self._dropped(self.self_attn(x, rotate, context))
         residual, x = ops.add_norm(residual, x, self.post_attention_layernorm)
-        return residual, self.mlp(x)
+        return residual, self._dropped(self.mlp(x))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
 class LearnedPositions(nn.Module):
@@ -106,6 +110,7 @@ class Decoder(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.rope = Rope(config)
+        self.dropout = 0.0
         self.lm_head: nn.Module | None = None
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -114,6 +119,13 @@ class Decoder(nn.Module):
     def attentions(self) -> list[Attention]:
         """The attention of each layer."""
         return [layer.self_attn for layer in self.model.layers if isinstance(layer, Layer)]
+
+    def set_dropout(self, share: float) -> None:
+        """Drop this share of the embedding and of each layer's two outputs, in training mode."""
+        self.dropout = share
+        for layer in self.model.layers:
+            assert isinstance(layer, Layer)
+            layer.dropout = share
 
     def join(self) -> "Decoder":
         """Join projections of one input: for inference only, not to be undone."""
@@ -126,6 +138,8 @@ class Decoder(nn.Module):
     def forward(self, token_ids: Tensor, positions: Tensor, context: AttentionContext) -> Tensor:
         """token_ids, positions [T] → hidden states [T, hidden], normed."""
         residual = self.model.embed(token_ids, positions)
+        if self.training and self.dropout:
+            residual = F.dropout(residual, self.dropout)
         rotate = self.rope.at(positions, residual.dtype)
         delta: Tensor | None = None
         for layer in self.model.layers:
