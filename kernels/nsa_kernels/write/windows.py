@@ -10,7 +10,8 @@ from nsa_kernels.cache import LayerCache
 from nsa_kernels.spec import SparseSpec
 from nsa_kernels.write.averages import rotate_pairs, rotation_at_start
 from nsa_kernels.write.reference import Compress
-from nsa_kernels.write.slots import heads_per_program, slot_offsets
+from nsa_kernels.write.slot_parts import slot_offsets
+from nsa_kernels.write.slots import heads_per_program
 
 TILE = 2048
 """Elements that one program copies."""
