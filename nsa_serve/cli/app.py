@@ -7,6 +7,7 @@ import typer
 from nsa_serve import __version__
 from nsa_serve.cli import bench
 from nsa_serve.cli.chat import chat
+from nsa_serve.cli.convert import convert
 from nsa_serve.cli.doctor import doctor
 from nsa_serve.cli.generate import generate
 from nsa_serve.cli.plan import plan
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut long flags short
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, chat, plan, doctor):
+for command in (serve, generate, chat, plan, doctor, convert):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 

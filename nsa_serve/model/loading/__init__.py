@@ -1,1 +1,3 @@
-"""Models on disk, checked, converted, fetched and loaded; weights.py alone imports torch."""
+"""Models on disk, checked, converted, fetched and loaded. To check and read what is not a weight
+imports no torch; weights, checkpoint, convert, pickled and write_tensors do.
+"""

@@ -32,3 +32,5 @@ class Family:
     """How a tensor of the decoder is made."""
     ignored: re.Pattern[str] = re.compile(r".*\.rotary_emb\.inv_freq")
     """Tensors that are of no use: tables that checkpoints carry along."""
+    pickled: bool = False
+    """Whether its models are published only as torch.save writes them."""

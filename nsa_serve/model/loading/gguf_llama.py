@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from nsa_serve.config import ModelConfig
 from nsa_serve.errors import ModelLoadError
-from nsa_serve.model.loading.gguf import GGUFFile
+from nsa_serve.model.loading.gguf import GGUFFile, GGUFTensor
 from nsa_serve.model.loading.json_file import convert
 
 _TOP = {
@@ -55,6 +55,11 @@ def read_config(file: GGUFFile) -> ModelConfig:
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }
     return convert(file.path, fields, ModelConfig)
+
+
+def list_tensors(file: GGUFFile) -> dict[str, GGUFTensor]:
+    """What the file holds, by Hugging Face's names."""
+    return {_target_name(file, name): tensor for name, tensor in file.tensors.items()}
 
 
 def read_tensors(file: GGUFFile, config: ModelConfig) -> Iterator[tuple[str, NDArray[np.float32]]]:

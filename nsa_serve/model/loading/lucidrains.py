@@ -176,4 +176,5 @@ LUCIDRAINS = Family(
     fits=_fits,
     source=_source,
     ignored=re.compile(r"layers\.\d+\.0\.rotary_emb\.freqs"),
+    pickled=True,
 )

@@ -126,4 +126,6 @@ def _fits(fields: Fields) -> bool:
     return fields.get("model_type") in (None, "nsa") and "n_kv_groups" in _flat(fields)
 
 
-NSA_VIBE = Family(name="nsa-vibe", read_config=read_config, fits=_fits, source=_source)
+NSA_VIBE = Family(
+    name="nsa-vibe", read_config=read_config, fits=_fits, source=_source, pickled=True
+)

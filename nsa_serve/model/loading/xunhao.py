@@ -123,5 +123,5 @@ def _fits(fields: Fields) -> bool:
     return "model_type" not in fields and {"kernel_size", "kernel_stride", "topk"} <= fields.keys()
 
 
-XUNHAO = Family(name="xunhao", read_config=read_config, fits=_fits, source=_source)
-FSA = Family(name="fsa", read_config=read_config, source=_source)
+XUNHAO = Family(name="xunhao", read_config=read_config, fits=_fits, source=_source, pickled=True)
+FSA = Family(name="fsa", read_config=read_config, source=_source, pickled=True)
