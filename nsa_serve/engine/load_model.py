@@ -31,6 +31,7 @@ from nsa_serve.engine.model_runner import ModelRunner
 from nsa_serve.engine.runner import Runner, RunnerInfo
 from nsa_serve.errors import ConfigError
 from nsa_serve.model import int8
+from nsa_serve.model.compiled import compile_steps
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.loading.folder import ModelFolder
 from nsa_serve.model.loading.random_weights import random_decoder
@@ -121,9 +122,11 @@ def _reference_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) 
         max_model_len=min(info.max_model_len, num_pages * info.page_size),
         report=cache_table(cost, num_pages, info.max_model_len),
     )
+    compiled = None
     if device.type == "cpu":
         keep_freed_memory()
-    runner = ModelRunner(decoder, caches, info)
+        compiled = compile_steps(decoder, caches, torch.get_num_threads())
+    runner = ModelRunner(decoder, caches, info, compiled)
     warm_up(runner)
     return runner
 

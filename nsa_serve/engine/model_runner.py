@@ -1,5 +1,7 @@
 """Runs a model's steps: inputs, forward pass, sampling."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_serve.engine.inputs import SlotRule, StepInputs, build_inputs
 from nsa_serve.engine.runner import RunnerInfo, StepResult
 from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
+from nsa_serve.model.compiled import CompiledSteps, one_torch_thread
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.paged import PagedContext
 from nsa_serve.outputs import TokenLogprobs
@@ -18,11 +21,27 @@ _PROMPT_ROWS = 64
 """Rows of prompt logits made at once: a row of a large vocabulary takes hundreds of kilobytes."""
 
 
+class Head(Protocol):
+    """Whatever makes logits."""
+
+    def logits(self, hidden: Tensor, /) -> Tensor:
+        """[N, hidden] → [N, vocab] float32"""
+
+
 class ModelRunner:
     """Implements `Runner` over a decoder and its caches."""
 
-    def __init__(self, decoder: Decoder, caches: list[LayerCache], info: RunnerInfo) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        caches: list[LayerCache],
+        info: RunnerInfo,
+        compiled: CompiledSteps | None = None,
+    ) -> None:
+        """`compiled` computes the steps that it takes, the decoder the others."""
         self._decoder, self._caches, self._info = decoder, caches, info
+        self._compiled = compiled
+        self._head: Head = decoder if compiled is None else compiled
         self._device = caches[0].k.device
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
@@ -47,15 +66,22 @@ class ModelRunner:
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """One step: hidden states of all tokens, logits where they are asked for."""
         inputs = build_inputs(batch, self._info.page_size, self._rule, self._device)
+        tokens = inputs.token_ids, inputs.positions
+        if self._compiled is not None and self._compiled.takes(inputs.meta):
+            with one_torch_thread():
+                return self._result(inputs, self._compiled.hidden(*tokens, inputs.meta))
         context = PagedContext(self._caches, inputs.meta, self._decoder.rope)
-        hidden = self._decoder(inputs.token_ids, inputs.positions, context)
+        return self._result(inputs, self._decoder(*tokens, context))
+
+    def _result(self, inputs: StepInputs, hidden: Tensor) -> StepResult:
+        """Of hidden states [T, hidden]."""
         result = StepResult(token_ids={}, failed=self._broken(inputs, hidden))
         for item, start in zip(inputs.items, inputs.starts, strict=True):
             if item.sequence.sequence_id in result.failed:
                 continue
             own = hidden[start : start + item.num_tokens]
             state = self._states[item.sequence.sequence_id]
-            logprobs = prompt_logprobs(self._decoder, item, own, state)
+            logprobs = prompt_logprobs(self._head, item, own, state)
             if logprobs:
                 result.prompt_logprobs[item.sequence.sequence_id] = logprobs
         self._sample(inputs, hidden, result)
@@ -88,7 +114,7 @@ class ModelRunner:
         ]
         if not due:
             return
-        logits = self._decoder.logits(hidden[[row for _, row in due]])
+        logits = self._head.logits(hidden[[row for _, row in due]])
         finite = logits.amax(-1).isfinite().tolist()
         if not all(finite):
             bad = [item for (item, _), ok in zip(due, finite, strict=True) if not ok]
@@ -108,7 +134,7 @@ class ModelRunner:
 
 
 def prompt_logprobs(
-    decoder: Decoder, item: ScheduledSequence, hidden: Tensor, state: SamplingState
+    head: Head, item: ScheduledSequence, hidden: Tensor, state: SamplingState
 ) -> list[TokenLogprobs]:
     """Of the prompt tokens that follow the item's tokens: hidden [num_tokens, hidden]."""
     num_top = state.params.prompt_logprobs
@@ -121,6 +147,6 @@ def prompt_logprobs(
     out: list[TokenLogprobs] = []
     for first in range(0, len(following), _PROMPT_ROWS):
         tokens = following[first : first + _PROMPT_ROWS]
-        logits = decoder.logits(hidden[first : first + len(tokens)])
+        logits = head.logits(hidden[first : first + len(tokens)])
         out += logprobs_of(logits, tokens, num_top)
     return out

@@ -36,7 +36,8 @@ class Int8Linear(nn.Module):
         rounded = (weight / scale[:, None]).round_().to(torch.int8)
         self.out_features, self.in_features = weight.shape
         self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
-        self.plain = rounded.t() if self.out_features <= _WIDE else None
+        self.plain = rounded.t()
+        self.wide = self.out_features > _WIDE
         self.scale = scale / (_LEVELS * _LOW)
         self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = bias
@@ -48,7 +49,7 @@ class Int8Linear(nn.Module):
         planes, magnitude = split_planes(x)
         if len(x) > _FEW_ROWS:
             out = self._add_product(planes[0], self._product(planes[1])).mul_(magnitude)
-        elif self.plain is None:
+        elif self.wide:
             high, low = self._product(planes.flatten(0, 1)).chunk(2)
             out = torch.add(low, high, alpha=_LOW).mul_(magnitude)
         else:
@@ -116,8 +117,7 @@ def _quantized(linear: nn.Linear) -> Int8Linear:
 
 
 def num_bytes(linear: nn.Linear) -> int:
-    """Bytes of what takes a linear layer's place: packed and, unless wide, plain; a scale and a
-    zero point for each output, and the bias."""
-    copies = 2 if linear.out_features <= _WIDE else 1
+    """Bytes of what takes a linear layer's place: packed and plain, a scale and a zero point for
+    each output, and the bias."""
     per_output = 8 if linear.bias is None else 12
-    return copies * linear.in_features * linear.out_features + per_output * linear.out_features
+    return 2 * linear.in_features * linear.out_features + per_output * linear.out_features
