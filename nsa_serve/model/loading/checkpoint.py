@@ -160,7 +160,7 @@ def _gguf_tensors(
     file: GGUFFile, config: ModelConfig, kinds: dict[str, str]
 ) -> Iterator[tuple[str, Tensor]]:
     for name, weight in gguf_llama.read_tensors(file, config):
-        tensor = torch.from_numpy(np.ascontiguousarray(weight)).to(TYPES[kinds[name]])
+        tensor = torch.from_numpy(np.array(weight)).to(TYPES[kinds[name]])
         if not tensor.isfinite().all():
             raise ModelLoadError(f"{file.path}: {name} holds numbers that are not finite")
         yield name, tensor

@@ -78,8 +78,7 @@ def read_phi(
             return {"compressor": "linear", "compressor_shared": not grouped}
         case "CompressTransformer":
             return _read_transformer(network, shapes, kv_heads * dim)
-    known = ", ".join(dict.fromkeys(_SHOWN_BY.values()))
-    raise ConfigError(f"compress_mlp {network.type!r} is none of {known}")
+    raise AssertionError(network.type)
 
 
 def _network(given: str | dict[str, Any] | None, shapes: Shapes) -> _Network:
@@ -90,6 +89,9 @@ def _network(given: str | dict[str, Any] | None, shapes: Shapes) -> _Network:
         network = msgspec.convert({"type": given} if isinstance(given, str) else given, _Network)
     except msgspec.ValidationError as error:
         raise ConfigError(f"compress_mlp: {error}") from None
+    if network.type not in _SHOWN_BY.values():
+        known = ", ".join(dict.fromkeys(_SHOWN_BY.values()))
+        raise ConfigError(f"compress_mlp {network.type!r} is none of {known}")
     if shown and network.type not in shown:
         raise ConfigError(
             f"compress_mlp is {network.type}, the tensors are those of {', '.join(sorted(shown))}"
