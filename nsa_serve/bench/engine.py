@@ -1,12 +1,14 @@
 """`nsa-serve bench latency` and `throughput`: a whole engine, from token ids to token ids."""
 
 import itertools
+import os
 import random
 import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -25,6 +27,10 @@ from nsa_serve.errors import GenerationError
 from nsa_serve.params import SamplingParams
 
 _SEED = 0
+_WARM_UP_TOKENS = 8
+_IMPORTED = time.monotonic()
+_START_FIELD = 19
+"""Of /proc/PID/stat, counted behind the name: when the process began, in ticks after boot."""
 
 
 @dataclass(slots=True)
@@ -40,19 +46,30 @@ class EngineBench:
 
     def __init__(self, config: EngineConfig) -> None:
         self._max_num_queued = config.max_num_queued_reqs
-        started = time.perf_counter()
         self._core = EngineCore(config, load_runner(config))
-        self.start_seconds = time.perf_counter() - started
+        self.start_seconds = process_age()
+        """From the start of the process, imports included."""
         self.info = self._core.info
         self._random = random.Random(_SEED)
         self._ids = iter(range(sys.maxsize))
 
-    def latency(self, batch: int, input_len: int, output_len: int, repeats: int) -> LatencyPoint:
-        """One batch that starts together, once to warm up and then several times."""
+    def latency(
+        self,
+        batch: int,
+        input_len: int,
+        output_len: int,
+        repeats: int,
+        max_tokens: int = sys.maxsize,
+    ) -> LatencyPoint:
+        """One batch that starts together, once to warm up and then several times; none whose
+        prompts are longer than `max_tokens` together."""
         point = LatencyPoint(batch=batch, input_len=input_len, output_len=output_len)
+        if batch * input_len > max_tokens:
+            return msgspec.structs.replace(point, skipped="left out")
         if reason := self._does_not_fit(batch, input_len + output_len):
             return msgspec.structs.replace(point, skipped=reason)
-        self._run(self._requests([input_len] * batch, [output_len] * batch), batch)
+        warm_up = min(output_len, _WARM_UP_TOKENS)
+        self._run(self._requests([input_len] * batch, [warm_up] * batch), batch)
         first, steps = [], []
         for _ in range(repeats):
             requests = self._requests([input_len] * batch, [output_len] * batch)
@@ -168,6 +185,16 @@ def random_lengths(count: int, length: int, vary: float) -> list[int]:
     generator = random.Random(length)
     low = max(1, round(length * (1.0 - vary)))
     return [generator.randint(low, length) for _ in range(count)]
+
+
+def process_age() -> float:
+    """Seconds since this process began; since this module was imported where no /proc says."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic() - _IMPORTED
+    ticks = int(fields[_START_FIELD])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_memory(on_gpu: bool) -> int:

@@ -1,5 +1,6 @@
 """`nsa-serve bench`: kernels beside dense attention, latency and throughput of an engine."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -98,6 +99,9 @@ def latency(
         list[int] | None, typer.Option(help="Requests that start together.", min=1)
     ] = None,
     repeat: Annotated[int, typer.Option(help="Times that each batch is run.", min=1)] = 3,
+    max_batch_tokens: Annotated[
+        int | None, typer.Option(help="Leave out batches with more prompt tokens than that.", min=1)
+    ] = None,
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
@@ -113,7 +117,8 @@ def latency(
     points = []
     with ProgressBar("Measuring", len(sizes), enabled=True) as bar:
         for batch, length in sizes:
-            points.append(bench.latency(batch, length, output_len, repeat))
+            most = max_batch_tokens or sys.maxsize
+            points.append(bench.latency(batch, length, output_len, repeat, most))
             bar.advance(1)
     _show(bench.report(latency=points), output, as_json)
 

@@ -1,5 +1,8 @@
 """What is made of the moments when tokens came."""
 
+import subprocess
+import sys
+
 import pytest
 
 from nsa_serve.bench.engine import common_steps, random_lengths, spread
@@ -32,3 +35,12 @@ def test_lengths_vary_within_bounds_and_not_between_calls() -> None:
     assert (min(lengths), max(lengths)) == (50, 100)
     assert random_lengths(3, 7, 0.0) == [7, 7, 7]
     assert min(random_lengths(100, 1, 0.9)) == 1
+
+
+def test_start_up_counts_from_the_beginning_of_the_process() -> None:
+    code = (
+        "import time; time.sleep(0.5); from nsa_serve.bench.engine import process_age;"
+        "print(process_age())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert float(done.stdout) > 0.5
