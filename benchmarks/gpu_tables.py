@@ -142,7 +142,7 @@ def engine_part(reports: Sequence[EngineReport]) -> str:
     starts = [
         [
             _name(r),
-            f"{r.start_seconds:.1f}",
+            f"{r.start_seconds:.1f}{'' if r.kernels_cached else ', compiling kernels'}",
             f"{r.peak_memory_bytes / 2**30:.1f}",
             f"{r.cache_tokens:,}",
         ]

@@ -46,6 +46,7 @@ class EngineBench:
 
     def __init__(self, config: EngineConfig) -> None:
         self._max_num_queued = config.max_num_queued_reqs
+        self._kernels_cached = kernels_cached()
         self._core = EngineCore(config, load_runner(config))
         self.start_seconds = process_age()
         """From the start of the process, imports included."""
@@ -109,6 +110,7 @@ class EngineBench:
             attention=self.info.attention,
             dtype=self.info.dtype,
             start_seconds=self.start_seconds,
+            kernels_cached=self._kernels_cached,
             peak_memory_bytes=peak_memory(device.type == "cuda"),
             cache_tokens=self.info.num_pages * self.info.page_size,
             latency=list(latency),
@@ -195,6 +197,12 @@ def process_age() -> float:
         return time.monotonic() - _IMPORTED
     ticks = int(fields[_START_FIELD])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def kernels_cached() -> bool:
+    """Whether Triton's folder of compiled kernels holds any."""
+    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    return folder.is_dir() and any(folder.iterdir())
 
 
 def peak_memory(on_gpu: bool) -> int:

@@ -155,7 +155,9 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
     attention: str
     dtype: str
     start_seconds: float
-    """Until the engine could take requests, from weights that may be in the page cache."""
+    """From the start of the process until the engine could take requests."""
+    kernels_cached: bool = True
+    """Whether Triton had compiled kernels on this machine before; it keeps them on the disk."""
     peak_memory_bytes: int
     """Of the GPU's memory where the model runs on one, else of the process."""
     cache_tokens: int
