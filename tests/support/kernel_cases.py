@@ -240,9 +240,12 @@ SMALL = Tuning(
     compressed_split=SplitRule(small=16, medium=32, large=64, medium_from=32, large_from=128),
     compressed_tile=16,
     select_tile=16,
-    attend_split=32,
+    list_split=32,
+    window_split=32,
     attend_tile=16,
     merge_step=2,
+    merge_sums=4,
+    select_step=2,
     dense_split=SplitRule(small=16, medium=32, large=64, medium_from=32, large_from=128),
     dense_tile=16,
 )

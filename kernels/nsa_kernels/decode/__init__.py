@@ -2,8 +2,11 @@
 
 1. `compressed`: attention over the compressed slots in splits, with the mass of every block.
 2. `select`: scores of the blocks and their exact top n.
-3. `attend`: attention over the selected blocks and the window in splits, each block read once.
+3. `attend`: attention over the selected blocks and over the window, in splits.
 4. `merge`: the splits of every branch put together and gated.
+
+On GPUs that can, a launch starts before the one before it has ended, and waits for its results
+only where it needs them.
 
 How much work one split is depends on a row's own context alone, so no result depends on the batch.
 """

@@ -18,7 +18,7 @@ from nsa_kernels.decode.parts import (
     must_choose,
     softmax_step,
     store_part,
-    store_values,
+    store_sums,
     tiles_per_split,
     visible_slots,
 )
@@ -44,7 +44,7 @@ def spill_weight(
     return tl.maximum(end - place - (back - 1) * PER_BLOCK, 0)
 
 
-@triton.jit(do_not_specialize=["table_row", "max_splits", "max_tiles"])
+@triton.jit(do_not_specialize=["table_row", "max_parts", "max_tiles"])
 def attend_slots(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -65,7 +65,7 @@ def attend_slots(
     k_page: tl.tensor,
     v_page: tl.tensor,
     table_row: tl.tensor,
-    max_splits: tl.tensor,
+    max_parts: tl.tensor,
     max_tiles: tl.tensor,
     G: tl.constexpr,
     GP: tl.constexpr,
@@ -95,14 +95,16 @@ def attend_slots(
     """One split of one row and kv head.
 
     k, v [pages, kv_heads, PAGE_ROWS, dim], position [B], table [B, pages]; m, z
-    [B, kv_heads, max_splits, G], acc [..., G, DV], reference [B, kv_heads, max_tiles, G], mass
-    [B, kv_heads, 1 + SPILLS, max_tiles · TILE_BLOCKS, G], or without spills and G for LOGIT_MEAN.
+    [B, kv_heads, max_parts, G], acc [..., G, DV], reference [B, kv_heads, max_tiles, G], mass
+    [B, kv_heads, 1 + SPILLS, max_tiles, G, TILE_BLOCKS] by the block that it belongs to, or
+    [B, kv_heads, max_tiles, TILE_BLOCKS] for LOGIT_MEAN.
     """
     row = tl.program_id(0)
     head = tl.program_id(1)
     split = tl.program_id(2)
     pair = (row * tl.num_programs(1) + head).to(tl.int64)
     if OVERLAP_LAUNCHES:
+        # a step's first launch: nothing that it reads or writes is in use when it starts
         gdc_launch_dependents()
     if MASS != NO_MASS and split == 0:
         tl.store(arrivals_ptr + pair, 0)
@@ -155,7 +157,8 @@ def attend_slots(
             seen = seen & (place < PER_BLOCK)
         page = tl.load(table_ptr + row * table_row + slot // PAGE_ROWS, mask=seen, other=0)
         in_page = head * PAGE_ROWS + slot % PAGE_ROWS
-        keys = load_rows(k_ptr, page, in_page, seen, k_page, D, DP)
+        # a key that is not seen is read, but its logits are not
+        keys = load_rows(k_ptr, page, in_page, None, k_page, D, DP)
         s = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
         p, m, z, shrink = softmax_step(tl.where(seen[None, :], s, float("-inf")), m, z)
         if VALUES:
@@ -165,34 +168,27 @@ def attend_slots(
         if MASS == PROB_SUM and scored:
             tl.store(reference_ptr + (pair * max_tiles + tile) * G + g, m, mask=g < G)
             store_mass(
-                mass_ptr + (pair * (1 + SPILLS) * max_tiles + tile) * TILE_BLOCKS * G,
-                max_tiles * TILE_BLOCKS * G,
-                p,
-                place,
-                G,
-                GP,
-                PER_BLOCK,
-                PLACES,
-                TILE_BLOCKS,
-                OVERLAP,
-                SPILLS,
-            )
+                mass_ptr + pair * (1 + SPILLS) * max_tiles * TILE_BLOCKS * G, max_tiles, tile, p,
+                place, G, GP, PER_BLOCK, PLACES, TILE_BLOCKS, OVERLAP, SPILLS,
+            )  # fmt: skip
         if MASS == LOGIT_MEAN and scored:
             counted = tl.where(seen[None, :] & (g < G)[:, None], s, 0.0)
             of_blocks = tl.sum(tl.sum(tl.reshape(counted, (GP, TILE_BLOCKS, PLACES)), 2), 0)
             at = (pair * max_tiles + tile) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
             tl.store(mass_ptr + at, of_blocks)
 
-    part = pair * max_splits + split
-    store_part(m_ptr, z_ptr, part, m, z, G, GP)
+    part = pair * max_parts + split
     if VALUES:
-        store_values(acc_ptr, part, acc, G, GP, DV, DVP)
+        store_part(m_ptr, z_ptr, acc_ptr, part, m, z, acc, G, GP, DV, DVP)
+    else:
+        store_sums(m_ptr, z_ptr, part, m, z, G, GP)
 
 
 @triton.jit
 def store_mass(
     ptr: tl.tensor,
-    spill_stride: tl.tensor,
+    max_tiles: tl.tensor,
+    tile: tl.tensor,
     p: tl.tensor,
     place: tl.tensor,
     G: tl.constexpr,
@@ -205,17 +201,21 @@ def store_mass(
 ) -> None:
     """Weights p [GP, slots] of a tile, per block: its own, then what it owes to those before."""
     g = tl.arange(0, GP)[:, None]
-    at = tl.arange(0, TILE_BLOCKS)[None, :] * G + g
     for back in tl.static_range(0, SPILLS + 1):
         if back == 0:
             weight = own_weight(place, OVERLAP)
         else:
             weight = spill_weight(place, back, PER_BLOCK, OVERLAP)
         weighted = tl.reshape(p * weight[None, :].to(tl.float32), (GP, TILE_BLOCKS, PLACES))
-        tl.store(ptr + back * spill_stride + at, tl.sum(weighted, 2), mask=g < G)
+        block = (tile * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS) - back)[None, :]
+        at = ((back * max_tiles + block // TILE_BLOCKS) * G + g) * TILE_BLOCKS
+        known = g < G
+        if back > 0:
+            known = known & (block >= 0)
+        tl.store(ptr + at + block % TILE_BLOCKS, tl.sum(weighted, 2), mask=known)
 
 
-@triton.jit(do_not_specialize=["table_row", "max_splits", "max_tiles"])
+@triton.jit(do_not_specialize=["table_row", "max_parts", "max_tiles"])
 def pool_slots(
     q_ptr: tl.tensor,
     k_ptr: tl.tensor,
@@ -229,7 +229,7 @@ def pool_slots(
     q_head: tl.tensor,
     k_page: tl.tensor,
     table_row: tl.tensor,
-    max_splits: tl.tensor,
+    max_parts: tl.tensor,
     max_tiles: tl.tensor,
     G: tl.constexpr,
     GP: tl.constexpr,
@@ -277,7 +277,7 @@ def pool_slots(
     if begin >= tiles:
         return
     splits = tl.maximum(tl.cdiv(tiles, per_split), 1 if MEMORY > 0 else 0)
-    m, share = merged_softmax(m_ptr, z_ptr, pair * max_splits, splits, G, GP, STEP)
+    m, share = merged_softmax(m_ptr, z_ptr, pair * max_parts, splits, G, GP, STEP)
     q = load_queries(q_ptr + row.to(tl.int64) * q_row + head * G * q_head, q_head, G, GP, D, DP).to(
         k_ptr.dtype.element_ty
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 from nsa_kernels.batch import DecodeRows
 from nsa_kernels.decode.compressed import NO_MASS, attend_slots
 from nsa_kernels.decode.merge import merge_parts
-from nsa_kernels.decode.plan import TUNING, Tuning, tile_for
+from nsa_kernels.decode.plan import TUNING, PartPlan, Tuning
 from nsa_kernels.decode.shape import Shape, head_major, query_arguments
 
 
@@ -28,24 +28,21 @@ def dense_decode(
     shape = Shape.of(q, k, v)
     if out is None:
         out = torch.empty((*q.shape[:2], shape.value_dim), dtype=q.dtype, device=q.device)
-    tile = tile_for(tuning.dense_tile, shape.tile_dims, shape.item_bytes, tuning)
+    tile, stages = shape.fit(tuning.dense_tile, 16, tuning.dense_stages)
     rule = tuning.dense_split.in_tiles(tile)
     splits = tuning.dense_split.max_splits(-(-rows.max_context // tile), tile)
-    parts = shape.parts(splits)
+    half = tuning.half_parts and q.element_size() == 2
+    parts = shape.parts(PartPlan(of_slots=splits), q.dtype if half else torch.float32)
     attend_slots[(shape.batch, shape.kv_heads, splits)](
         k_ptr=head_major(k),
         v_ptr=head_major(v),
         memory_k_ptr=None,
         memory_v_ptr=None,
-        m_ptr=parts.m,
-        z_ptr=parts.z,
-        acc_ptr=parts.acc,
         mass_ptr=None,
         reference_ptr=None,
         arrivals_ptr=None,
         k_page=k.stride(0),
         v_page=v.stride(0),
-        max_splits=splits,
         max_tiles=0,
         PAGE_ROWS=k.shape[2],
         STRIDE=1,
@@ -64,18 +61,19 @@ def dense_decode(
         SURE_BLOCKS=0,
         MEMORY=0,
         MEMORY_PADDED=16,
+        **parts.pointers,
         **query_arguments(q, rows, scale),
         **shape.keys,
         **shape.values,
-        **shape.launch(tuning.dense_warps, tuning.dense_stages, tile, tuning, follows=False),
+        **shape.launch(
+            tuning.dense_warps, stages, tuning, follows=False, registers=tuning.dense_registers
+        ),
     )
     merge_parts(
         shape,
         rows,
         out,
         parts,
-        None,
-        None,
         None,
         tuning,
         SIGMOID=False,
@@ -84,5 +82,13 @@ def dense_decode(
         TILE_SLOTS=tile,
         RULE=rule,
         MEMORY=0,
+        BLOCK=1,
+        DENSE_LEN=0,
+        SURE_BLOCKS=0,
+        LISTED=False,
+        CAPACITY=1,
+        LIST_SPLIT=1,
+        WINDOW=1,
+        WINDOW_SPLIT=1,
     )
     return out

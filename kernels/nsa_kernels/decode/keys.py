@@ -42,8 +42,9 @@ def is_forced(
 def largest(keys: tl.tensor, limit: tl.tensor, TILE: tl.constexpr) -> tl.tensor:
     """Which of distinct keys [TILE] are among the `limit` largest."""
     if TILE <= BY_COUNTING:
-        greater = keys[None, :] > keys[:, None]
-        return tl.sum(greater.to(tl.int32), 1) < limit
+        # summed along the first axis, which a thread holds much of
+        greater = keys[:, None] > keys[None, :]
+        return tl.sum(greater.to(tl.int32), 0) < limit
     ordered = tl.sort(keys, descending=True)
     place = tl.arange(0, TILE)
     least = tl.max(tl.where(place == limit - 1, ordered, NO_KEY), 0)

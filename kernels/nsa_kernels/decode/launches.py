@@ -8,7 +8,7 @@ from torch import Tensor
 from nsa_kernels.decode.attend import attend_blocks
 from nsa_kernels.decode.compressed import PROB_SUM, attend_slots, pool_slots
 from nsa_kernels.decode.merge import merge_parts
-from nsa_kernels.decode.plan import SlotPlan, attend_tile, padded, power_of_two, tile_for
+from nsa_kernels.decode.plan import SlotPlan, attend_tile, padded
 from nsa_kernels.decode.select import choose_blocks
 from nsa_kernels.decode.shape import Parts, head_major, launch_options, query_arguments
 from nsa_kernels.decode.step import Step
@@ -19,7 +19,6 @@ class Slots:
     """What the compressed slots gave."""
 
     plan: SlotPlan
-    parts: Parts
     mass: Tensor | None
     reference: Tensor | None
     arrivals: Tensor | None
@@ -31,17 +30,11 @@ class Chosen:
 
     ids: Tensor
     count: Tensor
+    used: tuple[Tensor, ...]
+    """Memory of the launch that chooses: the next one may start before it has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class Near:
-    """What the selected blocks and the window gave."""
-
-    selected: Parts | None
-    window: Parts | None
-
-
-def compress(step: Step, q: Tensor) -> Slots:
+def compress(step: Step, q: Tensor, parts: Parts) -> Slots:
     """Compressed attention in splits, and the mass of the blocks if some row chooses."""
     shape, plan, cache = step.shape, step.slot_plan, step.cache
     assert cache.k_compressed is not None
@@ -49,7 +42,6 @@ def compress(step: Step, q: Tensor) -> Slots:
     if step.spec.uses[0]:
         assert cache.v_compressed is not None
         v = head_major(cache.v_compressed)
-    parts = shape.parts(plan.max_splits, v is not None)
     pairs, blocks = (shape.batch, shape.kv_heads), plan.max_tiles * plan.tile_blocks
     mass = reference = arrivals = None
     if step.scores:
@@ -65,15 +57,11 @@ def compress(step: Step, q: Tensor) -> Slots:
         v_ptr=v,
         memory_k_ptr=None if memory_k is None else memory_k.contiguous(),
         memory_v_ptr=None if memory_v is None else memory_v.contiguous(),
-        m_ptr=parts.m,
-        z_ptr=parts.z,
-        acc_ptr=parts.acc,
         mass_ptr=mass,
         reference_ptr=reference,
         arrivals_ptr=arrivals,
         k_page=k.stride(0),
         v_page=0 if v is None else v.stride(0),
-        max_splits=plan.max_splits,
         max_tiles=plan.max_tiles,
         PAGE_ROWS=k.shape[2],
         PLACES=plan.padded_block,
@@ -81,6 +69,7 @@ def compress(step: Step, q: Tensor) -> Slots:
         MASS=step.mass,
         VALUES=v is not None,
         MEMORY_PADDED=padded(constants["MEMORY"]),
+        **parts.pointers,
         **query_arguments(q, step.rows, step.scale),
         **shape.keys,
         **shape.values,
@@ -88,69 +77,68 @@ def compress(step: Step, q: Tensor) -> Slots:
         **step.choosing,
         **shape.launch(
             step.tuning.compressed_warps,
-            step.tuning.compressed_stages,
-            plan.tile_blocks * plan.padded_block,
+            step.slot_stages[1],
             step.tuning,
             follows=False,
+            registers=step.tuning.compressed_registers,
         ),
     )
-    return Slots(plan, parts, mass, reference, arrivals)
+    return Slots(plan, mass, reference, arrivals)
 
 
-def pool(step: Step, q: Tensor, slots: Slots) -> None:
+def pool(step: Step, q: Tensor, parts: Parts, slots: Slots) -> None:
     """The largest mass in every block, which needs every row's sum first."""
     plan, k = slots.plan, step.cache.k_compressed
     assert k is not None
     pool_slots[(step.shape.batch, step.shape.kv_heads, plan.max_splits)](
         k_ptr=k,
-        m_ptr=slots.parts.m,
-        z_ptr=slots.parts.z,
+        m_ptr=parts.m,
+        z_ptr=parts.z,
         mass_ptr=slots.mass,
         k_page=k.stride(0),
-        max_splits=plan.max_splits,
+        max_parts=parts.plan.total,
         max_tiles=plan.max_tiles,
         PAGE_ROWS=k.shape[2],
         PLACES=plan.padded_block,
         OVERLAP=step.spec.strides_per_slot - 1,
-        STEP=step.tuning.merge_step,
+        STEP=step.tuning.select_step,
         **query_arguments(q, step.rows, step.scale),
         **step.shape.keys,
         **step.slot_constants(plan),
         **step.choosing,
-        **step.shape.launch(
-            step.tuning.compressed_warps,
-            step.tuning.compressed_stages,
-            plan.tile_blocks * plan.padded_block,
-            step.tuning,
-        ),
+        **step.shape.launch(step.tuning.compressed_warps, step.slot_stages[1], step.tuning),
     )
 
 
-def choose(step: Step, q: Tensor, slots: Slots) -> Chosen:
+def choose(step: Step, q: Tensor, parts: Parts, slots: Slots) -> Chosen:
     """The blocks that every row reads, unless it reads all of them."""
     if step.spec.importance == "max_pool":
-        pool(step, q, slots)
+        pool(step, q, parts, slots)
     shape, spec, plan, slot_plan = step.shape, step.spec, step.list_plan, slots.plan
     pairs = (shape.batch, shape.kv_heads)
+    tile = max(plan.tile, slot_plan.tile_blocks)
+    chunks = -(-plan.max_blocks // tile)
+    candidates = shape.empty(*pairs, chunks, plan.capacity, dtype=torch.int64)
+    floor = shape.empty(*pairs, chunks, 2)
     chosen = Chosen(
         shape.empty(*pairs, plan.capacity, dtype=torch.int32),
         shape.empty(*pairs, dtype=torch.int32),
+        (candidates, floor),
     )
-    candidates = shape.empty(*pairs, plan.max_chunks, plan.capacity, dtype=torch.int64)
-    choose_blocks[(*pairs, plan.max_chunks)](
+    choose_blocks[(*pairs, chunks)](
         position_ptr=step.rows.positions,
-        m_ptr=slots.parts.m,
-        z_ptr=slots.parts.z,
+        m_ptr=parts.m,
+        z_ptr=parts.z,
         mass_ptr=slots.mass,
         reference_ptr=slots.reference,
         candidate_ptr=candidates,
-        floor_ptr=shape.empty(*pairs, plan.max_chunks, 2),
+        floor_ptr=floor,
         arrivals_ptr=slots.arrivals,
         list_ptr=chosen.ids,
         count_ptr=chosen.count,
-        max_splits=slot_plan.max_splits,
+        max_parts=parts.plan.total,
         max_tiles=slot_plan.max_tiles,
-        max_chunks=plan.max_chunks,
+        max_chunks=chunks,
         G=shape.keys["G"],
         GP=shape.keys["GP"],
         MASS=step.mass,
@@ -161,28 +149,24 @@ def choose(step: Step, q: Tensor, slots: Slots) -> Chosen:
         HALF=spec.half_merge,
         FLOOR=spec.selection_floor,
         CAPACITY=plan.capacity,
-        TILE=plan.tile,
-        STEP=step.tuning.merge_step,
+        TILE=tile,
+        STEP=step.tuning.select_step,
         **step.slot_constants(slot_plan),
         **step.choosing,
-        **launch_options(step.tuning.select_warps, 1, step.tuning),
+        **launch_options(step.tuning.select_warps, 1, step.tuning, shape.device),
     )
     return chosen
 
 
-def attend(step: Step, q: Tensor, chosen: Chosen | None) -> Near:
+def attend(step: Step, q: Tensor, parts: Parts, chosen: Chosen | None) -> None:
     """The selected branch and the window, in splits."""
-    shape, spec, plan, cache = step.shape, step.spec, step.list_plan, step.cache
-    selects, windowed = spec.uses[1], spec.uses[2]
-    in_window = plan.window_splits if windowed else 0
-    in_list = plan.list_splits if selects else 0
-    selected_splits = in_list + (in_window if step.shared else 0)
-    selected = shape.parts(selected_splits) if selects else None
-    window = shape.parts(in_window) if windowed else None
+    shape, spec, cache, tuning = step.shape, step.spec, step.cache, step.tuning
     k, v = head_major(cache.k), head_major(cache.v)
     window_k, window_v = head_major(cache.k_window), head_major(cache.v_window)
-    tile = tile_for(step.tuning.attend_tile, shape.tile_dims, shape.item_bytes, step.tuning)
-    tile, whole = attend_tile(spec.select_block, tile, step.tuning.attend_split)
+    tile, stages = shape.fit(tuning.attend_tile, 16, tuning.attend_stages)
+    plan = step.list_plan
+    tile, whole = attend_tile(spec.select_block, tile, plan.list_split, plan.window_split)
+    in_window, in_list = parts.plan.of_window, parts.plan.of_list
     attend_blocks[(shape.batch, shape.kv_heads, in_window + in_list)](
         k_ptr=k,
         v_ptr=v,
@@ -190,61 +174,42 @@ def attend(step: Step, q: Tensor, chosen: Chosen | None) -> Near:
         window_v_ptr=window_v,
         list_ptr=None if chosen is None else chosen.ids,
         count_ptr=None if chosen is None else chosen.count,
-        selected_m_ptr=None if selected is None else selected.m,
-        selected_z_ptr=None if selected is None else selected.z,
-        selected_acc_ptr=None if selected is None else selected.acc,
-        window_m_ptr=None if window is None else window.m,
-        window_z_ptr=None if window is None else window.z,
-        window_acc_ptr=None if window is None else window.acc,
         k_page=k.stride(0),
         v_page=v.stride(0),
         window_k_page=window_k.stride(0),
         window_v_page=window_v.stride(0),
         max_window_splits=in_window,
-        max_selected_splits=selected_splits,
+        list_part=parts.plan.list_part,
+        window_part=parts.plan.window_part,
         PAGE=cache.page_size,
-        WINDOW=spec.window,
-        CAPACITY=plan.capacity,
-        CAPACITY_PADDED=power_of_two(plan.capacity),
-        SPLIT=step.tuning.attend_split,
         TILE=tile,
         WHOLE=whole,
-        SELECTED=selects,
-        LISTED=chosen is not None,
-        WINDOWED=windowed,
-        SHARED=step.shared,
+        SELECTED=spec.uses[1],
+        WINDOWED=spec.uses[2],
+        **parts.pointers,
         **query_arguments(q, step.rows, step.scale),
         **shape.keys,
         **shape.values,
+        **step.listing,
         **step.choosing,
         **shape.launch(
-            step.tuning.attend_warps,
-            step.tuning.attend_stages,
-            tile,
-            step.tuning,
-            follows=chosen is not None,
+            tuning.attend_warps,
+            stages,
+            tuning,
+            follows=parts.plan.of_slots > 0,
+            registers=tuning.attend_registers,
         ),
     )
-    return Near(selected, window)
 
 
-def merge(
-    step: Step,
-    compressed: Parts | None,
-    near: Near | None,
-    gates: Tensor,
-    gate_logits: bool,
-    out: Tensor,
-) -> None:
+def merge(step: Step, parts: Parts, gates: Tensor, gate_logits: bool, out: Tensor) -> None:
     """Put the splits together and weigh the branches."""
     plan = step.slot_plan
     merge_parts(
         step.shape,
         step.rows,
         out,
-        compressed,
-        None if near is None else near.selected,
-        None if near is None else near.window,
+        parts,
         gates,
         step.tuning,
         SIGMOID=gate_logits,
@@ -253,4 +218,6 @@ def merge(
         TILE_SLOTS=plan.tile_blocks * plan.slots_per_block,
         RULE=plan.rule,
         MEMORY=0 if step.memory is None else step.memory[0].shape[1],
+        **step.listing,
+        **step.choosing,
     )

@@ -36,13 +36,13 @@ def sparse_decode(
     step = Step(cache, rows, spec, scale, tuning, memory, Shape.of(q, cache.k, cache.v))
     if out is None:
         out = torch.empty((*q.shape[:2], step.shape.value_dim), dtype=q.dtype, device=q.device)
-    compressed = None
+    parts = step.parts(q)
     chosen = None
     if spec.uses[0] or step.scores:
-        slots = compress(step, q_compressed)
-        compressed = slots.parts
+        slots = compress(step, q_compressed, parts)
         if step.scores:
-            chosen = choose(step, q_compressed, slots)
-    near = attend(step, q, chosen) if spec.uses[1] or spec.uses[2] else None
-    merge(step, compressed if spec.uses[0] else None, near, gates, gate_logits, out)
+            chosen = choose(step, q_compressed, parts, slots)
+    if spec.uses[1] or spec.uses[2]:
+        attend(step, q, parts, chosen)
+    merge(step, parts, gates, gate_logits, out)
     return out

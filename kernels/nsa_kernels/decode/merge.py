@@ -1,4 +1,8 @@
-"""The splits of every branch put together, weighed by the gates. One program per query head."""
+"""The parts of every branch put together, weighed by the gates. One program per query head.
+
+A row's parts are numbered compressed, list, window without gaps, so that the order in which they
+are added up depends on the row alone and not on how many parts there is room for.
+"""
 
 from typing import Any
 
@@ -8,79 +12,50 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_wait
 
 from nsa_kernels.batch import DecodeRows
-from nsa_kernels.decode.parts import LOW, tiles_per_split, visible_slots
+from nsa_kernels.decode.parts import LOW, list_splits, slot_splits, window_splits
 from nsa_kernels.decode.plan import Tuning
 from nsa_kernels.decode.shape import Parts, Shape, launch_options
 
 
 @triton.jit
-def load_splits(
-    m_ptr: tl.tensor,
-    z_ptr: tl.tensor,
-    acc_ptr: tl.tensor,
-    first: tl.tensor,
-    start: tl.tensor,
-    splits: tl.tensor,
-    g: tl.tensor,
-    G: tl.constexpr,
-    DV: tl.constexpr,
-    DVP: tl.constexpr,
-    STEP: tl.constexpr,
+def place_of(
+    index: tl.tensor,
+    list_first: tl.tensor,
+    window_first: tl.tensor,
+    list_part: tl.tensor,
+    window_part: tl.tensor,
 ) -> tl.tensor:
-    """What one head read in splits [start, start + STEP): maxima, sums, values [STEP, DVP].
+    """Where a row's parts lie among those that there is room for."""
+    in_list = index - list_first + list_part
+    in_window = index - window_first + window_part
+    return tl.where(index < list_first, index, tl.where(index < window_first, in_list, in_window))
 
-    Values are read whether or not they were written, so as not to wait for the sums first.
-    """
+
+@triton.jit
+def load_part(
+    acc_ptr: tl.tensor, at: tl.tensor, known: tl.tensor, DV: tl.constexpr, DVP: tl.constexpr
+) -> tl.tensor:
+    """Mean values [N, DVP] of parts, whether or not they were written."""
     dim = tl.arange(0, DVP)
-    split = start + tl.arange(0, STEP)
-    known = split < splits
-    at = (first + split) * G + g
-    m = tl.load(m_ptr + at, mask=known, other=LOW)
-    z = tl.load(z_ptr + at, mask=known, other=0.0)
-    mask = known[:, None] & (dim < DV)[None, :]
-    values = tl.load(acc_ptr + at[:, None] * DV + dim[None, :], mask=mask, other=0.0)
-    return m, z, values
+    mask = known[:, None]
+    if DV != DVP:
+        mask = mask & (dim < DV)[None, :]
+    return tl.load(acc_ptr + at[:, None] * DV + dim[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def merged_values(
-    split_m: tl.tensor,
-    split_z: tl.tensor,
-    values: tl.tensor,
-    m_ptr: tl.tensor,
-    z_ptr: tl.tensor,
-    acc_ptr: tl.tensor,
-    first: tl.tensor,
-    splits: tl.tensor,
-    g: tl.tensor,
-    G: tl.constexpr,
-    DV: tl.constexpr,
-    DVP: tl.constexpr,
-    STEP: tl.constexpr,
+def add_sums(
+    m: tl.tensor, z: tl.tensor, inside: tl.tensor, part_m: tl.tensor, part_z: tl.tensor
 ) -> tl.tensor:
-    """What one head read in all splits [DVP], of which the first STEP are given, in a fixed order;
-    zeros where it read nothing."""
-    m = tl.max(split_m, 0)
-    weight = tl.exp2(split_m - m)
-    z = tl.sum(split_z * weight, 0)
-    read = (split_z != 0.0)[:, None]
-    out = tl.sum(tl.where(read, values, 0.0) * weight[:, None], 0)
-    for start in range(STEP, splits, STEP):
-        split_m, split_z, values = load_splits(
-            m_ptr, z_ptr, acc_ptr, first, start, splits, g, G, DV, DVP, STEP
-        )
-        top = tl.maximum(m, tl.max(split_m, 0))
-        shrink = tl.exp2(m - top)
-        weight = tl.exp2(split_m - top)
-        z = z * shrink + tl.sum(split_z * weight, 0)
-        read = (split_z != 0.0)[:, None]
-        out = out * shrink + tl.sum(tl.where(read, values, 0.0) * weight[:, None], 0)
-        m = top
-    return tl.where(z != 0.0, out / tl.where(z != 0.0, z, 1.0), 0.0)
+    """Maximum and sum of a branch, with those of its parts among `inside`."""
+    part_m = tl.where(inside, part_m, LOW)
+    top = tl.maximum(m, tl.max(part_m, 0))
+    weight = tl.where(inside, part_z * tl.exp2(part_m - top), 0.0)
+    return top, z * tl.exp2(m - top) + tl.sum(weight, 0)
 
 
 @triton.jit
-def weight_of(gate_ptr: tl.tensor, SIGMOID: tl.constexpr) -> tl.tensor:
+def load_gate(gate_ptr: tl.tensor, SIGMOID: tl.constexpr) -> tl.tensor:
     """A gate, from its logit if SIGMOID."""
     gate = tl.load(gate_ptr).to(tl.float32)
     if SIGMOID:
@@ -88,28 +63,28 @@ def weight_of(gate_ptr: tl.tensor, SIGMOID: tl.constexpr) -> tl.tensor:
     return gate
 
 
-@triton.jit(do_not_specialize=["compressed_splits", "selected_splits", "window_splits"])
+@triton.jit
+def over_sum(gate: tl.tensor, z: tl.tensor) -> tl.tensor:
+    """A branch's gate over its softmax sum; 0 if it read nothing."""
+    return tl.where(z != 0.0, gate / tl.where(z != 0.0, z, 1.0), 0.0)
+
+
+@triton.jit(do_not_specialize=["max_parts", "list_part", "window_part"])
 def merge_branches(
     position_ptr: tl.tensor,
     gate_ptr: tl.tensor,
     out_ptr: tl.tensor,
-    compressed_m_ptr: tl.tensor,
-    compressed_z_ptr: tl.tensor,
-    compressed_acc_ptr: tl.tensor,
-    selected_m_ptr: tl.tensor,
-    selected_z_ptr: tl.tensor,
-    selected_acc_ptr: tl.tensor,
-    window_m_ptr: tl.tensor,
-    window_z_ptr: tl.tensor,
-    window_acc_ptr: tl.tensor,
+    m_ptr: tl.tensor,
+    z_ptr: tl.tensor,
+    acc_ptr: tl.tensor,
     gate_row: tl.tensor,
     gate_head: tl.tensor,
     gate_branch: tl.tensor,
     out_row: tl.tensor,
     out_head: tl.tensor,
-    compressed_splits: tl.tensor,
-    selected_splits: tl.tensor,
-    window_splits: tl.tensor,
+    max_parts: tl.tensor,
+    list_part: tl.tensor,
+    window_part: tl.tensor,
     G: tl.constexpr,
     DV: tl.constexpr,
     DVP: tl.constexpr,
@@ -118,72 +93,98 @@ def merge_branches(
     TILE_SLOTS: tl.constexpr,
     RULE: tl.constexpr,
     MEMORY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DENSE_LEN: tl.constexpr,
+    SURE_BLOCKS: tl.constexpr,
+    LISTED: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    LIST_SPLIT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    WINDOW_SPLIT: tl.constexpr,
     COMPRESSED: tl.constexpr,
     SELECTED: tl.constexpr,
     WINDOWED: tl.constexpr,
-    GATED: tl.constexpr,
     SIGMOID: tl.constexpr,
+    SUMS: tl.constexpr,
     STEP: tl.constexpr,
     OVERLAP_LAUNCHES: tl.constexpr,
 ) -> None:
-    """out [B, H, DV] of one row and query head; zeros for a padding row."""
+    """out [B, H, DV] of one row and query head; zeros for a padding row.
+
+    m, z [B, kv_heads, max_parts, G] and acc [..., G, DV]; SUMS parts' sums are read at once, and
+    STEP parts' values.
+    """
     row = tl.program_id(0)
     head = tl.program_id(1)
-    g = head % G
     pair = row.to(tl.int64) * (tl.num_programs(1) // G) + head // G
     position = tl.load(position_ptr + row)
+    dim = tl.arange(0, DVP)
+    acc = tl.zeros([STEP, DVP], tl.float32)
+    list_first = 0
+    if COMPRESSED:
+        list_first = slot_splits(position, STRIDE, STRICT, TILE_SLOTS, RULE, MEMORY)
+    window_first = list_first
+    if SELECTED:
+        window_first += list_splits(
+            position, BLOCK, DENSE_LEN, SURE_BLOCKS, LISTED, CAPACITY, LIST_SPLIT
+        )
+    parts = window_first
+    if WINDOWED:
+        parts += window_splits(position, BLOCK, WINDOW, WINDOW_SPLIT)
+    parts = tl.where(position >= 0, parts, 0)
+    first = pair * max_parts * G + head % G
+    gate_c = tl.full([], 1.0, tl.float32)
+    gate_s = gate_c
+    gate_w = gate_c
+    if gate_ptr is not None:
+        gates = gate_ptr + row.to(tl.int64) * gate_row + head * gate_head
+        if COMPRESSED:
+            gate_c = load_gate(gates, SIGMOID)
+        if SELECTED:
+            gate_s = load_gate(gates + gate_branch, SIGMOID)
+        if WINDOWED:
+            gate_w = load_gate(gates + 2 * gate_branch, SIGMOID)
     if OVERLAP_LAUNCHES:
         gdc_wait()
-    dim = tl.arange(0, DVP)
-    out = tl.zeros([DVP], tl.float32)
-    if position >= 0:
-        # the first splits of all branches are under way before any is needed
+
+    # the first values are under way before their weights are known
+    step = tl.arange(0, STEP)
+    first_at = first + place_of(step, list_first, window_first, list_part, window_part) * G
+    values = load_part(acc_ptr, first_at, step < parts, DV, DVP)
+    m_c = tl.full([], LOW, tl.float32)
+    m_s = m_c
+    m_w = m_c
+    z_c = tl.full([], 0.0, tl.float32)
+    z_s = z_c
+    z_w = z_c
+    for start in range(0, parts, SUMS):
+        among = start + tl.arange(0, SUMS)
+        sums_at = first + place_of(among, list_first, window_first, list_part, window_part) * G
+        some_m = tl.load(m_ptr + sums_at, mask=among < parts, other=LOW)
+        some_z = tl.load(z_ptr + sums_at, mask=among < parts, other=0.0)
         if COMPRESSED:
-            tiles = tl.cdiv(visible_slots(position, STRIDE, STRICT), TILE_SLOTS)
-            splits = tl.maximum(
-                tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0
-            )
-            compressed = pair * compressed_splits
-            compressed_m, compressed_z, compressed_values = load_splits(
-                compressed_m_ptr, compressed_z_ptr, compressed_acc_ptr,
-                compressed, 0, splits, g, G, DV, DVP, STEP,
-            )  # fmt: skip
+            m_c, z_c = add_sums(m_c, z_c, among < list_first, some_m, some_z)
         if SELECTED:
-            selected = pair * selected_splits
-            selected_m, selected_z, selected_values = load_splits(
-                selected_m_ptr, selected_z_ptr, selected_acc_ptr,
-                selected, 0, selected_splits, g, G, DV, DVP, STEP,
-            )  # fmt: skip
+            of_list = (among >= list_first) & (among < window_first)
+            m_s, z_s = add_sums(m_s, z_s, of_list, some_m, some_z)
         if WINDOWED:
-            window = pair * window_splits
-            window_m, window_z, window_values = load_splits(
-                window_m_ptr, window_z_ptr, window_acc_ptr,
-                window, 0, window_splits, g, G, DV, DVP, STEP,
-            )  # fmt: skip
-        gates = out_ptr
-        if GATED:
-            gates = gate_ptr + row.to(tl.int64) * gate_row + head * gate_head
-        if COMPRESSED:
-            branch = merged_values(
-                compressed_m, compressed_z, compressed_values,
-                compressed_m_ptr, compressed_z_ptr, compressed_acc_ptr,
-                compressed, splits, g, G, DV, DVP, STEP,
-            )  # fmt: skip
-            out = branch * weight_of(gates, SIGMOID) if GATED else branch
-        if SELECTED:
-            branch = merged_values(
-                selected_m, selected_z, selected_values,
-                selected_m_ptr, selected_z_ptr, selected_acc_ptr,
-                selected, selected_splits, g, G, DV, DVP, STEP,
-            )  # fmt: skip
-            out += branch * weight_of(gates + gate_branch, SIGMOID)
-        if WINDOWED:
-            branch = merged_values(
-                window_m, window_z, window_values,
-                window_m_ptr, window_z_ptr, window_acc_ptr,
-                window, window_splits, g, G, DV, DVP, STEP,
-            )  # fmt: skip
-            out += branch * weight_of(gates + 2 * gate_branch, SIGMOID)
+            m_w, z_w = add_sums(m_w, z_w, among >= window_first, some_m, some_z)
+    f_c = over_sum(gate_c, z_c)
+    f_s = over_sum(gate_s, z_s)
+    f_w = over_sum(gate_w, z_w)
+    for start in range(0, parts, STEP):
+        index = start + step
+        at = first + place_of(index, list_first, window_first, list_part, window_part) * G
+        part_m = tl.load(m_ptr + at, mask=index < parts, other=LOW)
+        part_z = tl.load(z_ptr + at, mask=index < parts, other=0.0)
+        if start > 0:
+            values = load_part(acc_ptr, at, index < parts, DV, DVP)
+        m = tl.where(index < list_first, m_c, tl.where(index < window_first, m_s, m_w))
+        factor = tl.where(index < list_first, f_c, tl.where(index < window_first, f_s, f_w))
+        weight = part_z * tl.exp2(part_m - m) * factor
+        read = (part_z != 0.0)[:, None]
+        acc += tl.where(read, values.to(tl.float32), 0.0) * weight[:, None]
+    out = tl.sum(acc, 0)
     at = row.to(tl.int64) * out_row + head * out_head + dim
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=dim < DV)
 
@@ -192,15 +193,14 @@ def merge_parts(
     shape: Shape,
     rows: DecodeRows,
     out: Tensor,
-    compressed: Parts | None,
-    selected: Parts | None,
-    window: Parts | None,
+    parts: Parts,
     gates: Tensor | None,
     tuning: Tuning,
     **constants: Any,
 ) -> None:
-    """Put the branches together in `out` [B, H, Dv]; without gates only `compressed` counts."""
+    """Put the branches together in `out` [B, H, Dv]; without gates they count as 1."""
     assert out.stride(2) == 1
+    plan = parts.plan
     strides = {"gate_row": 0, "gate_head": 0, "gate_branch": 0}
     if gates is not None:
         strides = {
@@ -208,27 +208,23 @@ def merge_parts(
             "gate_head": gates.stride(1) if gates.shape[1] > 1 else 0,
             "gate_branch": gates.stride(2),
         }
-    parts: dict[str, Any] = {}
-    for name, branch in (("compressed", compressed), ("selected", selected), ("window", window)):
-        parts[f"{name}_m_ptr"] = None if branch is None else branch.m
-        parts[f"{name}_z_ptr"] = None if branch is None else branch.z
-        parts[f"{name}_acc_ptr"] = None if branch is None else branch.acc
-        parts[f"{name}_splits"] = 0 if branch is None else branch.splits
     merge_branches[(shape.batch, shape.heads)](
         position_ptr=rows.positions,
         gate_ptr=gates,
         out_ptr=out,
+        list_part=plan.list_part,
+        window_part=plan.window_part,
         out_row=out.stride(0),
         out_head=out.stride(1),
         G=shape.group,
-        COMPRESSED=compressed is not None,
-        SELECTED=selected is not None,
-        WINDOWED=window is not None,
-        GATED=gates is not None,
+        COMPRESSED=plan.merges_slots,
+        SELECTED=plan.of_list > 0,
+        WINDOWED=plan.of_window > 0,
+        SUMS=tuning.merge_sums,
         STEP=tuning.merge_step,
         **strides,
-        **parts,
+        **parts.pointers,
         **shape.values,
         **constants,
-        **launch_options(tuning.merge_warps, 1, tuning),
+        **launch_options(tuning.merge_warps, 1, tuning, shape.device),
     )

@@ -54,13 +54,19 @@ def load_rows(
     DIM: tl.constexpr,
     PADDED: tl.constexpr,
 ) -> tl.tensor:
-    """Rows of one head's pages: [N, PADDED], zeros where not seen and beyond DIM."""
+    """Rows of one head's pages: [N, PADDED], zeros beyond DIM and where not `seen`, if given."""
     dim = tl.arange(0, PADDED)
     at = page.to(tl.int64) * page_stride + row * DIM
-    mask = seen[:, None]
-    if DIM != PADDED:
-        mask = mask & (dim < DIM)[None, :]
-    return tl.load(ptr + at[:, None] + dim[None, :], mask=mask, other=0.0)
+    at = at[:, None] + dim[None, :]
+    if DIM == PADDED and seen is None:
+        rows = tl.load(ptr + at)
+    elif DIM == PADDED:
+        rows = tl.load(ptr + at, mask=seen[:, None], other=0.0)
+    elif seen is None:
+        rows = tl.load(ptr + at, mask=(dim < DIM)[None, :], other=0.0)
+    else:
+        rows = tl.load(ptr + at, mask=seen[:, None] & (dim < DIM)[None, :], other=0.0)
+    return rows
 
 
 @triton.jit
@@ -80,7 +86,77 @@ def load_queries(
 
 
 @triton.jit
+def slot_splits(
+    position: tl.tensor,
+    STRIDE: tl.constexpr,
+    STRICT: tl.constexpr,
+    TILE_SLOTS: tl.constexpr,
+    RULE: tl.constexpr,
+    MEMORY: tl.constexpr,
+) -> tl.tensor:
+    """Splits of the compressed slots of a query at a position; learned ones are in the first."""
+    tiles = tl.cdiv(visible_slots(position, STRIDE, STRICT), TILE_SLOTS)
+    return tl.maximum(tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0)
+
+
+@triton.jit
+def list_splits(
+    position: tl.tensor,
+    BLOCK: tl.constexpr,
+    DENSE_LEN: tl.constexpr,
+    SURE_BLOCKS: tl.constexpr,
+    LISTED: tl.constexpr,
+    CAPACITY: tl.constexpr,
+    SPLIT: tl.constexpr,
+) -> tl.tensor:
+    """Splits of the selected branch. Some are empty if fewer blocks than CAPACITY were chosen."""
+    blocks = position // BLOCK + 1
+    if LISTED:
+        at_most = tl.minimum(blocks, CAPACITY)
+        blocks = tl.where(must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS), at_most, blocks)
+    return tl.cdiv(blocks * BLOCK, SPLIT)
+
+
+@triton.jit
+def window_begin(position: tl.tensor, BLOCK: tl.constexpr, WINDOW: tl.constexpr) -> tl.tensor:
+    """First token of the block in which a query's window begins."""
+    return tl.maximum(position - WINDOW + 1, 0) // BLOCK * BLOCK
+
+
+@triton.jit
+def window_splits(
+    position: tl.tensor, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SPLIT: tl.constexpr
+) -> tl.tensor:
+    """Splits of the window."""
+    return tl.cdiv(position + 1 - window_begin(position, BLOCK, WINDOW), SPLIT)
+
+
+@triton.jit
 def store_part(
+    m_ptr: tl.tensor,
+    z_ptr: tl.tensor,
+    acc_ptr: tl.tensor,
+    part: tl.tensor,
+    m: tl.tensor,
+    z: tl.tensor,
+    acc: tl.tensor,
+    G: tl.constexpr,
+    GP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+) -> None:
+    """Maximum, sum and mean value of one split, for every head of the group."""
+    store_sums(m_ptr, z_ptr, part, m, z, G, GP)
+    g = tl.arange(0, GP)
+    dim = tl.arange(0, DVP)
+    at = (part * G + g)[:, None] * DV + dim[None, :]
+    mean = acc * (1.0 / tl.where(z != 0.0, z, 1.0))[:, None]
+    known = (g < G)[:, None] & (dim < DV)[None, :]
+    tl.store(acc_ptr + at, mean.to(acc_ptr.dtype.element_ty), mask=known)
+
+
+@triton.jit
+def store_sums(
     m_ptr: tl.tensor,
     z_ptr: tl.tensor,
     part: tl.tensor,
@@ -89,27 +165,10 @@ def store_part(
     G: tl.constexpr,
     GP: tl.constexpr,
 ) -> None:
-    """Maximum and sum of one split, for every head of the group."""
+    """Maximum and sum of one split."""
     g = tl.arange(0, GP)
     tl.store(m_ptr + part * G + g, m, mask=g < G)
     tl.store(z_ptr + part * G + g, z, mask=g < G)
-
-
-@triton.jit
-def store_values(
-    acc_ptr: tl.tensor,
-    part: tl.tensor,
-    acc: tl.tensor,
-    G: tl.constexpr,
-    GP: tl.constexpr,
-    DV: tl.constexpr,
-    DVP: tl.constexpr,
-) -> None:
-    """Weighted values of one split, not divided by the sum."""
-    g = tl.arange(0, GP)
-    dim = tl.arange(0, DVP)
-    at = (part * G + g)[:, None] * DV + dim[None, :]
-    tl.store(acc_ptr + at, acc, mask=(g < G)[:, None] & (dim < DV)[None, :])
 
 
 @triton.jit

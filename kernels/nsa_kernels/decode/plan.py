@@ -43,32 +43,42 @@ class Tuning:
     """Constants of the kernels. The defaults are estimates until a measurement decides them."""
 
     compressed_split: SplitRule = SplitRule(
-        small=64, medium=256, large=512, medium_from=1024, large_from=8192
+        small=64, medium=128, large=256, medium_from=1024, large_from=2048
     )
     compressed_tile: int = 64
     compressed_warps: int = 4
-    compressed_stages: int = 5
+    compressed_stages: int = 3
+    compressed_registers: int | None = 128
+    """Of a thread, so that more programs run on a multiprocessor; None: what the compiler takes."""
     select_tile: int = 128
     """Blocks scored by one program, and candidates compared with each other at once."""
     select_warps: int = 4
-    attend_split: int = 256
-    """Keys of one split of the selected and window lists."""
+    select_step: int = 16
+    """Splits whose sums are read at once."""
+    list_split: int = 128
+    """Keys of one split of the selected blocks."""
+    window_split: int = 256
+    """Keys of one split of the window."""
     attend_tile: int = 64
     attend_warps: int = 4
     attend_stages: int = 3
-    merge_warps: int = 4
+    attend_registers: int | None = None
+    merge_warps: int = 1
     merge_step: int = 16
-    """Splits that are read at once."""
+    """Splits whose values are read at once."""
+    merge_sums: int = 64
+    """Splits whose sums are read at once."""
+    half_parts: bool = False
+    """Whether splits keep their values in the queries' type if that has 16 bits."""
     dense_split: SplitRule = SplitRule(
         small=256, medium=512, large=2048, medium_from=8192, large_from=32768
     )
     dense_tile: int = 64
     dense_warps: int = 4
     dense_stages: int = 5
-    overlap_launches: bool = False
+    dense_registers: int | None = None
+    overlap_launches: bool = True
     """Programmatic dependent launch: a kernel's programs start before the last one has ended."""
-    tile_bytes: int = 65536
-    """Keys and values of one tile take no more than this, or they do not fit a few stages."""
 
 
 TUNING = Tuning()
@@ -84,26 +94,61 @@ def padded(n: int) -> int:
     return max(power_of_two(n), 16)
 
 
-def tile_for(wanted: int, dims: int, item_bytes: int, tuning: Tuning) -> int:
-    """Keys per tile, where one key and its value are `dims` elements, padding included."""
-    tile = wanted
-    while tile > 16 and tile * dims * item_bytes > tuning.tile_bytes:
+SHARED_MEMORY = 227 * 1024
+"""Bytes that one program of a Hopper GPU can have."""
+
+
+def fit(
+    tile: int, least: int, stages: int, group: int, head_dim: int, value_dim: int, item_bytes: int
+) -> tuple[int, int]:
+    """(tile, stages): up to `tile` keys at once, no fewer than `least`, `stages` of them under way.
+
+    Besides keys and values, queries and weights lie in shared memory. A smaller tile comes before
+    fewer stages: what waits for memory is the whole program.
+    """
+    dims = padded(head_dim) + padded(value_dim)
+
+    def need(tile: int, stages: int) -> int:
+        queries = padded(group) * (padded(head_dim) * item_bytes + tile * (item_bytes + 4))
+        return stages * tile * dims * item_bytes + queries + 4096
+
+    while tile > max(least, 16) and need(tile, stages) > SHARED_MEMORY:
         tile //= 2
-    return tile
+    while stages > 1 and need(tile, stages) > SHARED_MEMORY:
+        stages -= 1
+    return tile, stages
 
 
-def launch_size(warps: int, stages: int, group: int, tile_bytes: int) -> tuple[int, int]:
-    """(warps, stages) that fit: more warps for a wide group, no copies ahead of a huge tile."""
-    if padded(group) > 32:
-        warps = max(warps, 8)
-    return warps, stages if tile_bytes <= 1 << 17 else 1
-
-
-def attend_tile(block: int, wanted: int, split: int) -> tuple[int, bool]:
+def attend_tile(block: int, wanted: int, *splits: int) -> tuple[int, bool]:
     """Keys of a tile of the lists, and whether every tile lies within one block."""
-    if block >= 32 and block == power_of_two(block) and split % block == 0:
+    if block >= 32 and block == power_of_two(block) and all(s % block == 0 for s in splits):
         return min(wanted, block), True
-    return min(wanted, split), False
+    return min(wanted, *splits), False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartPlan:
+    """Room for the parts of one row and kv head: compressed, list, window."""
+
+    of_slots: int = 0
+    merges_slots: bool = True
+    """Whether they are part of the output, and not of the scores only."""
+    of_list: int = 0
+    of_window: int = 0
+
+    @property
+    def list_part(self) -> int:
+        """Where the list's begin."""
+        return self.of_slots
+
+    @property
+    def window_part(self) -> int:
+        """Where the window's begin."""
+        return self.of_slots + self.of_list
+
+    @property
+    def total(self) -> int:
+        return self.of_slots + self.of_list + self.of_window
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,15 +166,12 @@ class SlotPlan:
     max_splits: int
 
     @classmethod
-    def make(
-        cls, spec: SparseSpec, max_context: int, dims: int, item_bytes: int, tuning: Tuning
-    ) -> "SlotPlan":
-        """For contexts of up to `max_context` tokens."""
+    def make(cls, spec: SparseSpec, max_context: int, tile: int, tuning: Tuning) -> "SlotPlan":
+        """For contexts of up to `max_context` tokens, in tiles of about `tile` slots."""
         per_block = spec.slots_per_block
         padded_block = power_of_two(per_block)
         overlap = spec.strides_per_slot - 1
         spills = -(-overlap // per_block)
-        tile = tile_for(tuning.compressed_tile, dims, item_bytes, tuning)
         tile_blocks = max(tile, 16, padded_block) // padded_block
         slots = tile_blocks * per_block
         max_tiles = max(-(-spec.num_slots(max_context) // slots), 1)
@@ -154,8 +196,11 @@ class ListPlan:
     """Candidates compared with each other at once; more than twice the capacity."""
     max_blocks: int
     max_chunks: int
+    list_split: int
+    """Keys of one split."""
+    window_split: int
     list_splits: int
-    """Of the blocks that only the selected branch reads; one of them exists if it reads any."""
+    """As many as any row can have."""
     window_splits: int
 
     @classmethod
@@ -169,12 +214,16 @@ class ListPlan:
         everything = -(-min(spec.dense_len, max_context) // block)
         selected = min(max(capacity, everything), max_blocks) if spec.uses[1] else 0
         window = min((spec.window + block - 2) // block + 1, max_blocks) if spec.uses[2] else 0
-        split = tuning.attend_split
+        least = block if block == power_of_two(block) else 0
+        list_split = max(tuning.list_split, least)
+        window_split = max(tuning.window_split, least)
         return cls(
             capacity=capacity,
             tile=tile,
             max_blocks=max_blocks,
             max_chunks=-(-max_blocks // tile),
-            list_splits=-(-selected * block // split),
-            window_splits=-(-window * block // split),
+            list_split=list_split,
+            window_split=window_split,
+            list_splits=-(-selected * block // list_split),
+            window_splits=-(-window * block // window_split),
         )

@@ -12,15 +12,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from nsa_kernels.decode.compressed import MAX_POOL, PROB_SUM
 from nsa_kernels.decode.keys import block_of, chosen, is_forced, key_of, score_of
-from nsa_kernels.decode.parts import (
-    LOW,
-    NO_KEY,
-    merged_softmax,
-    must_choose,
-    tiles_per_split,
-    visible_slots,
-)
-from nsa_kernels.decode.scores import load_mass, mean_scores, pooled_scores, weigh
+from nsa_kernels.decode.parts import LOW, NO_KEY, must_choose, slot_splits, visible_slots
+from nsa_kernels.decode.scores import mean_scores, pooled_scores, summed_scores
 
 
 @triton.jit
@@ -93,7 +86,7 @@ def finish(
     tl.store(count_ptr + pair, count)
 
 
-@triton.jit(do_not_specialize=["max_splits", "max_tiles", "max_chunks"])
+@triton.jit(do_not_specialize=["max_parts", "max_tiles", "max_chunks"])
 def choose_blocks(
     position_ptr: tl.tensor,
     m_ptr: tl.tensor,
@@ -105,7 +98,7 @@ def choose_blocks(
     arrivals_ptr: tl.tensor,
     list_ptr: tl.tensor,
     count_ptr: tl.tensor,
-    max_splits: tl.tensor,
+    max_parts: tl.tensor,
     max_tiles: tl.tensor,
     max_chunks: tl.tensor,
     G: tl.constexpr,
@@ -144,8 +137,8 @@ def choose_blocks(
     pair = (row * tl.num_programs(1) + head).to(tl.int64)
     position = tl.load(position_ptr + row)
     if OVERLAP_LAUNCHES:
-        gdc_wait()
         gdc_launch_dependents()
+        gdc_wait()
     if position < 0:
         return
     if must_choose(position, BLOCK, DENSE_LEN, SURE_BLOCKS) == 0:
@@ -158,26 +151,15 @@ def choose_blocks(
     tiles = tl.cdiv(visible, TILE_BLOCKS * PER_BLOCK)
     block = chunk * TILE + tl.arange(0, TILE)
     if MASS == PROB_SUM:
-        splits = tl.maximum(tl.cdiv(tiles, tiles_per_split(tiles, RULE)), 1 if MEMORY > 0 else 0)
-        # under way before the row's sum is known
-        mass, reference = load_mass(
-            mass_ptr, reference_ptr, pair, block, tiles, max_tiles, 0, G, GP, TILE_BLOCKS, SPILLS
-        )
-        if SPILLS > 0:
-            spill, spill_reference = load_mass(
-                mass_ptr, reference_ptr, pair, block, tiles, max_tiles, 1,
-                G, GP, TILE_BLOCKS, SPILLS,
-            )  # fmt: skip
-        m, share = merged_softmax(m_ptr, z_ptr, pair * max_splits, splits, G, GP, STEP)
-        score = weigh(mass, reference, m, share)
-        if SPILLS > 0:
-            score += weigh(spill, spill_reference, m, share)
-        for back in tl.static_range(2, SPILLS + 1):
-            mass, reference = load_mass(
-                mass_ptr, reference_ptr, pair, block, tiles, max_tiles, back,
-                G, GP, TILE_BLOCKS, SPILLS,
-            )  # fmt: skip
-            score += weigh(mass, reference, m, share)
+        splits = slot_splits(position, STRIDE, STRICT, TILE_BLOCKS * PER_BLOCK, RULE, MEMORY)
+        of_chunk: tl.constexpr = TILE // TILE_BLOCKS
+        score = summed_scores(
+            mass_ptr + pair * (1 + SPILLS) * max_tiles * G * TILE_BLOCKS,
+            reference_ptr + pair * max_tiles * G, m_ptr, z_ptr, pair * max_parts, splits,
+            chunk * of_chunk + tl.arange(0, of_chunk), tiles, max_tiles,
+            G, GP, TILE_BLOCKS, SPILLS, STEP,
+        )  # fmt: skip
+        score = tl.reshape(score, (TILE,))
     elif MASS == MAX_POOL:
         score = pooled_scores(mass_ptr, pair, block, tiles, max_tiles, TILE_BLOCKS, SPILLS)
     else:
@@ -190,63 +172,41 @@ def choose_blocks(
     ranked = tl.where(forced, float("inf"), score)
     nothing = behind | (~forced & ~(score > float("-inf")))
     keys = tl.where(nothing, NO_KEY, key_of(ranked, block))
-    keep = chosen(keys, current, TILE, N, INIT, LOCAL, COUNTED, HALF)
     if FLOOR > 0.0:
         of_seen = tl.where(behind, float("-inf"), score)
         top = tl.maximum(tl.max(of_seen, 0), LOW)
         weight = tl.sum(tl.exp(of_seen - top), 0)
         tl.store(floor_ptr + (pair * max_chunks + chunk) * 2, top)
         tl.store(floor_ptr + (pair * max_chunks + chunk) * 2 + 1, weight)
+        tl.debug_barrier()
 
-    here = candidate_ptr + pair * max_chunks * CAPACITY
-    floors = pair * max_chunks
-    if chunks == 1:
-        tl.debug_barrier()
-        finish(
-            list_ptr,
-            count_ptr,
-            floor_ptr,
-            pair,
-            floors,
-            chunks,
-            keys,
-            keep,
-            current,
-            INIT,
-            LOCAL,
-            FLOOR,
-            CAPACITY,
-        )
-        return
-    store_candidates(here + chunk * CAPACITY, keys, keep, TILE, CAPACITY)
-    tl.debug_barrier()
-    if tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel") < chunks - 1:
-        return
-    tl.debug_barrier()
+    # first among the chunk's own blocks; if there are other chunks, then among all candidates
     lane = tl.arange(0, TILE)
+    here = candidate_ptr + pair * max_chunks * CAPACITY
     total = chunks * CAPACITY
-    first = 0
-    while first + TILE < total:
-        keys = tl.load(here + first + lane)
+    first = chunk * 0
+    is_last = (chunks == 1).to(tl.int32)
+    is_local = first + 1
+    goes_on = first + 1
+    while goes_on > 0:
         keep = chosen(keys, current, TILE, N, INIT, LOCAL, COUNTED, HALF)
-        tl.debug_barrier()
-        first += TILE - CAPACITY
-        store_candidates(here + first, keys, keep, TILE, CAPACITY)
-        tl.debug_barrier()
-    keys = tl.load(here + first + lane, mask=first + lane < total, other=NO_KEY)
-    keep = chosen(keys, current, TILE, N, INIT, LOCAL, COUNTED, HALF)
-    finish(
-        list_ptr,
-        count_ptr,
-        floor_ptr,
-        pair,
-        floors,
-        chunks,
-        keys,
-        keep,
-        current,
-        INIT,
-        LOCAL,
-        FLOOR,
-        CAPACITY,
-    )
+        if is_last > 0:
+            finish(
+                list_ptr, count_ptr, floor_ptr, pair, pair * max_chunks, chunks, keys, keep,
+                current, INIT, LOCAL, FLOOR, CAPACITY,
+            )  # fmt: skip
+            goes_on = goes_on * 0
+        else:
+            tl.debug_barrier()
+            first = tl.where(is_local > 0, 0, first + TILE - CAPACITY)
+            to = tl.where(is_local > 0, chunk * CAPACITY, first)
+            store_candidates(here + to, keys, keep, TILE, CAPACITY)
+            tl.debug_barrier()
+            if is_local > 0:
+                arrived = tl.atomic_add(arrivals_ptr + pair, 1, sem="acq_rel")
+                goes_on = (arrived == chunks - 1).to(tl.int32)
+                tl.debug_barrier()
+            is_local = is_local * 0
+            is_last = (first + TILE >= total).to(tl.int32)
+            left = tl.where(goes_on > 0, total - first, 0)
+            keys = tl.load(here + first + lane, mask=lane < left, other=NO_KEY)

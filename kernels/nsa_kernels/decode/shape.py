@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from nsa_kernels.batch import DecodeRows
-from nsa_kernels.decode.plan import LOG2E, Tuning, launch_size, padded
+from nsa_kernels.decode.plan import LOG2E, PartPlan, Tuning, fit, padded
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,28 @@ class Shape:
         """Elements that one key and its value take in a tile."""
         return padded(self.head_dim) + padded(self.value_dim)
 
+    def fit(self, tile: int, least: int, stages: int) -> tuple[int, int]:
+        """(tile, stages) that fit into shared memory, of at least `least` keys at once."""
+        return fit(tile, least, stages, self.group, self.head_dim, self.value_dim, self.item_bytes)
+
     def launch(
-        self, warps: int, stages: int, tile: int, tuning: Tuning, *, follows: bool = True
+        self,
+        warps: int,
+        stages: int,
+        tuning: Tuning,
+        *,
+        follows: bool = True,
+        registers: int | None = None,
     ) -> dict[str, Any]:
-        """Launch options of a kernel that reads `tile` keys at once."""
-        tile_bytes = tile * self.tile_dims * self.item_bytes
-        warps, stages = launch_size(warps, stages, self.group, tile_bytes)
-        return launch_options(warps, stages, tuning, follows=follows)
+        """Launch options of a kernel that reads tiles of keys."""
+        wide = padded(self.group) > 32
+        options = launch_options(
+            max(warps, 8) if wide else warps, stages, tuning, self.device, follows=follows
+        )
+        # what a group of up to 16 heads keeps of usual sizes fits; more would be spilled
+        if registers and padded(self.group) == 16 and self.tile_dims * self.item_bytes <= 512:
+            options["maxnreg"] = registers
+        return options
 
     @property
     def keys(self) -> dict[str, int]:
@@ -62,11 +77,11 @@ class Shape:
         """The kernels' constants of the values."""
         return {"DV": self.value_dim, "DVP": padded(self.value_dim)}
 
-    def parts(self, splits: int, values: bool = True) -> "Parts":
-        """Room for what the splits of one branch read."""
-        pairs = (self.batch, self.kv_heads, splits, self.group)
+    def parts(self, plan: PartPlan, dtype: torch.dtype = torch.float32) -> "Parts":
+        """Room for what the splits of all branches read."""
+        pairs = (self.batch, self.kv_heads, plan.total, self.group)
         m, z = (self.empty(*pairs) for _ in range(2))
-        return Parts(splits, m, z, self.empty(*pairs, self.value_dim) if values else None)
+        return Parts(plan, m, z, self.empty(*pairs, self.value_dim, dtype=dtype))
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory that a kernel fills."""
@@ -75,12 +90,17 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Maximum and sum of each split [B, kv_heads, splits, G], its values [..., G, Dv]."""
+    """Maximum and sum of each split [B, kv_heads, total, G], its mean value [..., G, Dv]."""
 
-    splits: int
+    plan: PartPlan
     m: Tensor
     z: Tensor
-    acc: Tensor | None
+    acc: Tensor
+
+    @property
+    def pointers(self) -> dict[str, Any]:
+        """The kernels' arguments."""
+        return {"m_ptr": self.m, "z_ptr": self.z, "acc_ptr": self.acc, "max_parts": self.plan.total}
 
 
 def head_major(cache: Tensor) -> Tensor:
@@ -105,14 +125,22 @@ def query_arguments(q: Tensor, rows: DecodeRows, scale: float) -> dict[str, Any]
 
 
 def launch_options(
-    warps: int, stages: int, tuning: Tuning, *, follows: bool = True
+    warps: int, stages: int, tuning: Tuning, device: torch.device, *, follows: bool = True
 ) -> dict[str, Any]:
     """Of one kernel; `follows`: another of the step's kernels comes before it."""
+    overlap = tuning.overlap_launches and can_overlap(device)
     options: dict[str, Any] = {
         "num_warps": warps,
         "num_stages": stages,
-        "OVERLAP_LAUNCHES": tuning.overlap_launches,
+        "OVERLAP_LAUNCHES": overlap,
     }
-    if tuning.overlap_launches and follows:
+    if overlap and follows:
         options["launch_pdl"] = True
     return options
+
+
+def can_overlap(device: torch.device) -> bool:
+    """Whether programmatic dependent launch exists there: NVIDIA, from Hopper on."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
