@@ -1,5 +1,5 @@
-"""InfLLM-v2, devin and edifice, which publish no checkpoint: their presets give what the families
-are defined as, in float64."""
+"""The paper, InfLLM-v2, devin and edifice, which publish no checkpoint: their presets give what the
+families are defined as, in float64."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,23 @@ from nsa_serve.model.decoder import Decoder, expected_tensors
 from nsa_serve.presets import find_preset
 from tests.support.by_hand import Array, State, randoms, to_torch
 from tests.support.originals import own
-from tests.support.parity import assert_parity, random_tokens
+from tests.support.parity import Parity, prefixes, random_tokens
 
 THETA = 10_000.0
 SMALL = {"num_layers": 2, "head_dim": 16, "l": 8, "d": 4, "select": 16, "window": 32}
 
 Reference = Callable[[State, list[int]], Array]
 REFERENCES: dict[str, tuple[Reference, int]] = {
+    "paper": (
+        lambda state, tokens: own.paper(
+            own.Sizes(**{**SMALL, "head_dim": 24}, n=4, eps=1e-5),
+            state,
+            tokens,
+            theta=THETA,
+            v_dim=16,
+        ),
+        16 * 7 + 3,
+    ),
     "infllm-v2": (
         lambda state, tokens: own.infllm_v2(
             own.Sizes(**SMALL, n=6, eps=1e-6), state, tokens, theta=THETA, local=3, dense_len=64
@@ -45,11 +55,11 @@ def random_state(config: ModelConfig) -> State:
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_the_preset_gives_the_logits_of_the_definition(name: str) -> None:
+def test_the_preset_gives_the_logits_of_the_definition(name: str, parity: Parity) -> None:
     config = find_preset(name).small_config
     reference, length = REFERENCES[name]
     state = random_state(config)
     decoder = Decoder(config).requires_grad_(False)
     decoder.load_state_dict(to_torch(state))
     tokens = random_tokens(length)
-    assert_parity(decoder, tokens, reference(state, tokens))
+    parity.check(name, decoder, tokens, prefixes(reference(state, tokens)))

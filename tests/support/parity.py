@@ -1,6 +1,7 @@
 """Holding a decoder to the logits that the original of its checkpoint gives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.support.paged import PagedModel, whole
 
 BOUND = 1e-4
 VOCAB = 256
+Logits = Callable[[list[int]], Any]
+"""Of a sequence, [T, vocab], as an original has them."""
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], state: dict[str, Tensor]) -> Path:
@@ -58,21 +61,60 @@ def border_lengths(nsa: NSAConfig, limit: int) -> list[int]:
     return sorted(length for length in lengths if 1 <= length <= limit)
 
 
-def assert_equal(found: Tensor, expected: Any) -> None:
-    """Within the bound, of logits whose largest is taken as one."""
-    truth = np.asarray(expected, np.float64)
-    error = np.abs(found.double().numpy() - truth).max() / np.abs(truth).max()
-    assert error <= BOUND, f"off by {error:.1e} of the largest logit"
+def prefixes(logits: Any) -> Logits:
+    """An original whose logits [T, vocab] are known, and do not depend on what comes after."""
+    return lambda tokens: logits[: len(tokens)]
 
 
-def assert_parity(decoder: Decoder, tokens: Sequence[int], expected: Any) -> None:
-    """The definition, prefill in chunks of several lengths and token-by-token decoding over pages
-    all give the logits [T, vocab] that the original gives."""
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Holds decoders to their originals: the largest absolute difference of any logit, all in
+    float32 on our side, is at most 1e-4."""
+
+    record: Callable[[str, object], None]
+    """Called with a family and the largest difference there was."""
+
+    def check(
+        self,
+        family: str,
+        decoder: Decoder,
+        tokens: list[int],
+        original: Logits,
+        *,
+        borders: bool = True,
+    ) -> None:
+        """The definition, prefill in chunks of several lengths and token-by-token decoding over
+        pages all give the logits that the original gives: for all tokens and, where `borders`, for
+        as many as reach each border."""
+        nsa = nsa_of(decoder)
+        one_by_one = in_chunks(decoder, tokens, 1)
+        chunks = sorted({nsa.compress_stride + 1, nsa.select_block, len(tokens)})
+        found = [whole(decoder, tokens), *(in_chunks(decoder, tokens, chunk) for chunk in chunks)]
+        self._hold(family, [one_by_one, *found], original(tokens))
+        for length in border_lengths(nsa, len(tokens) - 1) if borders else ():
+            begun = tokens[:length]
+            halves = in_chunks(decoder, begun, -(-length // 2))
+            found = [whole(decoder, begun), one_by_one[:length], halves]
+            self._hold(family, found, original(begun), f"{length} tokens: ")
+
+    def _hold(self, family: str, found: list[Tensor], expected: Any, where: str = "") -> None:
+        truth = np.asarray(expected, np.float64)
+        differences = [np.abs(logits.double().numpy() - truth).max() for logits in found]
+        worst = float(np.max(differences))  # NaN if any is
+        self.record(family, worst)
+        assert worst <= BOUND, f"{where}off by {worst:.1e}"
+
+
+def nsa_of(decoder: Decoder) -> NSAConfig:
+    """Of a decoder that has one."""
     nsa = decoder.config.nsa
     assert nsa is not None
-    assert_equal(whole(decoder, tokens), expected)
+    return nsa
+
+
+def in_chunks(decoder: Decoder, tokens: list[int], chunk: int) -> Tensor:
+    """Logits [T, vocab] computed over pages, so many tokens at a time."""
+    nsa = nsa_of(decoder)
     page = page_size_for(nsa.select_block, nsa.compress_stride, 1)
-    num_pages = -(-len(tokens) // page) + 1
-    for chunk in sorted({1, nsa.compress_stride + 1, nsa.select_block, len(tokens)}):
-        model = PagedModel(decoder, page, num_pages)
-        assert_equal(model.run(tokens, [chunk] * len(tokens)), expected)
+    model = PagedModel(decoder, page, -(-len(tokens) // page) + 1)
+    return model.run(tokens, [chunk] * len(tokens))

@@ -1,5 +1,7 @@
 """Models of families that publish no checkpoint, under our names, written by hand in float64.
 
+The paper: keys, values and what φ reads are projected apart for each branch; a vector for each
+place is added before an MLP makes a slot of its tokens; sigmoid gates of an MLP for each head.
 InfLLM-v2: means of rotated keys rank the blocks by the largest probability of a slot that overlaps
 them, a query reads the chosen and its nearest blocks under one softmax, and all below `dense_len`.
 devin and edifice: LayerNorm, a plain GELU MLP, three gates for a token by a softmax; the one has
@@ -27,6 +29,7 @@ from tests.support.by_hand import (
     overlap_mass,
     rms_norm,
     rotate_halves,
+    sigmoid,
     silu,
     softmax,
     windows,
@@ -69,6 +72,84 @@ def _layers(
     return norm(x, state, "model.norm") @ state["lm_head.weight"].T
 
 
+def _compress(
+    x: Array,
+    slots: Sequence[range],
+    places: Array,
+    layer: State,
+    name: str,
+    between: Callable[[Array], Array],
+) -> Array:
+    """x [T, kv_heads, dim] → [S, kv_heads, dim] by two linear maps that all heads share, over
+    windows with the vectors of the places [kv_heads, l, dim] added."""
+    (w1, b1), (w2, b2) = (
+        (layer[f"{name}.layers.{i}.weight"][0], layer[f"{name}.layers.{i}.bias"][0]) for i in (0, 1)
+    )
+    out = np.zeros((len(slots), *x.shape[1:]))
+    for s, tokens in enumerate(slots):
+        for head in range(x.shape[1]):
+            window = x[list(tokens), head] + places[head]
+            out[s, head] = between(window.reshape(-1) @ w1 + b1) @ w2 + b2
+    return out
+
+
+def paper(sizes: Sizes, state: State, tokens: list[int], *, theta: float, v_dim: int) -> Array:
+    """[T, vocab]"""
+    inverse, nsa = frequencies(sizes.head_dim, theta), "self_attn.nsa"
+
+    def relu(x: Array) -> Array:
+        return np.asarray(np.maximum(x, 0.0))
+
+    def norm(x: Array, layer: State, name: str) -> Array:
+        return rms_norm(x, layer[f"{name}.weight"], sizes.eps)
+
+    def attention(layer: State, x: Array) -> Array:
+        def project(name: str) -> Array:
+            value = name.endswith(("v_proj", "v_window", "v_phi"))
+            heads = heads_of(x, layer[f"{name}.weight"], v_dim if value else sizes.head_dim)
+            return heads if value else rotate_halves(heads, range(len(x)), inverse)
+
+        slots = windows(len(x), sizes.l, sizes.d)
+        slot_k, slot_v = (
+            _compress(
+                project(f"{nsa}.{which}_phi"),
+                slots,
+                layer[f"{nsa}.{which}_positions"],
+                layer,
+                f"{nsa}.compress_{which}",
+                relu,
+            )
+            for which in "kv"
+        )
+        outputs = Branches(
+            q=project("self_attn.q_proj"),
+            k=project("self_attn.k_proj"),
+            v=project("self_attn.v_proj"),
+            k_window=project(f"{nsa}.k_window"),
+            v_window=project(f"{nsa}.v_window"),
+            slot_k=slot_k,
+            slot_v=slot_v,
+            slots=slots,
+            window=sizes.window,
+            select_block=sizes.select,
+            score=overlap_mass(slots, sizes.d, sizes.select),
+            choose=exact_top(sizes.n, 1, 2),
+        ).outputs()
+        inner = silu(linear(x, layer, f"{nsa}.gates.hidden"))
+        gates = sigmoid(linear(inner, layer, f"{nsa}.gates.out")).reshape(len(x), -1, 3)
+        out = np.einsum("bthd,thb->thd", outputs, gates).reshape(len(x), -1)
+        return linear(out, layer, "self_attn.o_proj")
+
+    return _layers(
+        sizes, state, state["model.embed_tokens.weight"][tokens], norm, attention, _swiglu
+    )
+
+
+def _swiglu(x: Array, layer: State) -> Array:
+    inner = silu(linear(x, layer, "mlp.gate_proj")) * linear(x, layer, "mlp.up_proj")
+    return linear(inner, layer, "mlp.down_proj")
+
+
 def max_mass(slots: Sequence[range], select_block: int) -> Score:
     """The largest of the slots that overlap the block."""
 
@@ -101,32 +182,25 @@ def infllm_v2(
         outputs = _branches(sizes, (q, k, v), means, slots, score, choose).outputs()
         return linear(outputs[1].reshape(len(x), -1), layer, "self_attn.o_proj")
 
-    def mlp(x: Array, layer: State) -> Array:
-        inner = silu(linear(x, layer, "mlp.gate_proj")) * linear(x, layer, "mlp.up_proj")
-        return linear(inner, layer, "mlp.down_proj")
-
-    embedded = state["model.embed_tokens.weight"][tokens]
-    return _layers(sizes, state, embedded, norm, attention, mlp)
+    return _layers(
+        sizes, state, state["model.embed_tokens.weight"][tokens], norm, attention, _swiglu
+    )
 
 
 def devin(sizes: Sizes, state: State, tokens: list[int]) -> Array:
     """[T, vocab]"""
 
-    def compress(x: Array, layer: State, slots: Sequence[range], places: str) -> Array:
-        phi = "self_attn.nsa.compress_k.layers."
-        out = np.zeros((len(slots), *x.shape[1:]))
-        for s, tokens_of in enumerate(slots):
-            for head in range(x.shape[1]):
-                window = x[list(tokens_of), head] + layer[f"self_attn.nsa.{places}"][head]
-                y = window.reshape(-1) @ layer[f"{phi}0.weight"][0] + layer[f"{phi}0.bias"][0]
-                out[s, head] = gelu(y) @ layer[f"{phi}1.weight"][0] + layer[f"{phi}1.bias"][0]
-        return out
+    nsa = "self_attn.nsa"
 
     def slots_of(layer: State, k: Array, v: Array, slots: Sequence[range]) -> tuple[Array, Array]:
-        return compress(k, layer, slots, "k_positions"), compress(v, layer, slots, "v_positions")
+        phi = layer, f"{nsa}.compress_k", gelu
+        return (
+            _compress(k, slots, layer[f"{nsa}.k_positions"], *phi),
+            _compress(v, slots, layer[f"{nsa}.v_positions"], *phi),
+        )
 
     def gates(layer: State, x: Array) -> Array:
-        return softmax(linear(x, layer, "self_attn.nsa.gates.out"))
+        return softmax(linear(x, layer, f"{nsa}.gates.out"))
 
     embedded = state["model.embed_tokens.weight"][tokens]
     embedded = embedded + state["model.embed_positions.weight"][: len(tokens)]
