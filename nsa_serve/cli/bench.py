@@ -1,4 +1,4 @@
-"""`nsa-serve bench`: kernels beside dense attention, latency and throughput of an engine."""
+"""`nsa-serve bench`: kernels beside dense attention, engines, and servers under load."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 import typer
 
+from nsa_serve.cli.bench_serve import serve
 from nsa_serve.cli.options import ModelArgument, engine_options
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.progress import ProgressBar
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from nsa_serve.bench.results import EngineReport, Report
 
 app = typer.Typer(
-    help="Measure attention kernels, or a whole engine.",
+    help="Measure attention kernels, a whole engine, or a server under load.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.command()(serve)
 
 _BATCHES = (1, 8, 32)
 _CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)

@@ -1,0 +1,1 @@
+"""Load tests of any OpenAI-compatible server: arrivals, prompts, a client, statistics, reports."""
