@@ -356,7 +356,6 @@ _DEVIN = Preset(
         "num_kv_heads": 8,
         "nsa": {**_SMALL_LENGTHS, "compressor_hidden": 64},
     },
-    recommended_defaults=TrainingDefaults(weight_decay=0.01, batch_size=32),
 )
 
 _EDIFICE = Preset(
