@@ -20,6 +20,7 @@ from nsa_serve.config import (
     ModelConfig,
 )
 from nsa_serve.engine.allocator import keep_freed_memory
+from nsa_serve.engine.compile_ahead import CompileAhead
 from nsa_serve.engine.memory import (
     cache_cost,
     cache_table,
@@ -31,7 +32,7 @@ from nsa_serve.engine.model_runner import ModelRunner
 from nsa_serve.engine.runner import Runner, RunnerInfo
 from nsa_serve.errors import ConfigError
 from nsa_serve.model import int8
-from nsa_serve.model.compiled import compile_steps
+from nsa_serve.model.compiled import compile_steps, telling_of_compilation
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.loading.folder import ModelFolder
 from nsa_serve.model.loading.random_weights import random_decoder
@@ -42,9 +43,11 @@ from nsa_serve.params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+_SHORT_CHUNK = 8
+"""Tokens; int8 layers compute few rows in another way than many."""
 GPU_NUM_SEQS, GPU_NUM_BATCHED_TOKENS = 256, 8192
 """Defaults where kernels serve."""
-_TORCH_TYPES = {
+TORCH_TYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -53,15 +56,43 @@ _TORCH_TYPES = {
 """Types of activations and caches."""
 
 
-def load_model_runner(config: EngineConfig) -> Runner:
-    """Raises ConfigError or ModelLoadError, one line, if it cannot be served like this."""
+def load_model_runner(config: EngineConfig, compiling: CompileAhead | None = None) -> Runner:
+    """Raises ConfigError or ModelLoadError, one line, if it cannot be served like this. Before the
+    first kernel is launched, `compiling` is waited for; in any case it is over in the end."""
+    try:
+        return _load(config, compiling)
+    finally:
+        if compiling is not None:
+            compiling.close()
+
+
+def _load(config: EngineConfig, compiling: CompileAhead | None) -> Runner:
     folder = find_model(config.model)
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
-    model = attention_config(folder.config, config.attention)
     on_gpu = _uses_kernels(device)
     if not on_gpu and config.dense_backend not in ("auto", "sdpa"):
         raise ConfigError(f"dense_backend {config.dense_backend}: {why_no_kernels(device)}")
+    info, _ = describe(config, folder, dtype, on_gpu=on_gpu)
+    info = replace(info, device=str(device))
+    if device.type == "cpu":
+        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    decoder = _load_decoder(config, folder, device, dtype).join()
+    if on_gpu:
+        from nsa_serve.engine.load_gpu import load_gpu_runner
+
+        return load_gpu_runner(config, decoder, info, compiling)
+    if dtype == "int8":
+        int8.quantize(decoder)
+    return _reference_runner(config, decoder, info)
+
+
+def describe(
+    config: EngineConfig, folder: ModelFolder, dtype: str, *, on_gpu: bool
+) -> tuple[RunnerInfo, ModelConfig]:
+    """All of a runner that is known before anything is loaded, its device apart, and the model
+    with the attention that was asked for."""
+    model = attention_config(folder.config, config.attention)
     info = RunnerInfo(
         model_name=folder.name,
         max_model_len=_max_model_len(config, model),
@@ -69,7 +100,7 @@ def load_model_runner(config: EngineConfig) -> Runner:
         eos_token_ids=folder.generation.eos_token_ids,
         num_pages=0,
         page_size=page_size_of(model, config.block_size),
-        device=str(device),
+        device="",
         dtype=dtype,
         attention="dense" if model.nsa is None else "nsa",
         cache_key=cache_key(folder, model, dtype),
@@ -78,16 +109,7 @@ def load_model_runner(config: EngineConfig) -> Runner:
         max_num_batched_tokens=config.max_num_batched_tokens
         or (GPU_NUM_BATCHED_TOKENS if on_gpu else DEFAULT_NUM_BATCHED_TOKENS),
     )
-    if device.type == "cpu":
-        torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
-    decoder = _load_decoder(config, folder, device, dtype).join()
-    if on_gpu:
-        from nsa_serve.engine.load_gpu import load_gpu_runner
-
-        return load_gpu_runner(config, decoder, info)
-    if dtype == "int8":
-        int8.quantize(decoder)
-    return _reference_runner(config, decoder, info)
+    return info, model
 
 
 def _uses_kernels(device: torch.device) -> bool:
@@ -101,7 +123,7 @@ def _uses_kernels(device: torch.device) -> bool:
 def _load_decoder(
     config: EngineConfig, folder: ModelFolder, device: torch.device, dtype: str
 ) -> Decoder:
-    stored = None if dtype == "int8" else _TORCH_TYPES[dtype]
+    stored = None if dtype == "int8" else TORCH_TYPES[dtype]
     if is_random(config.model):
         model = attention_config(folder.config, config.attention)
         return random_decoder(model, device, stored or torch.float32)
@@ -110,7 +132,7 @@ def _load_decoder(
 
 def _reference_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) -> ModelRunner:
     """A runner in plain torch, with the caches that fit, that has run once."""
-    device, activations = torch.device(info.device), _TORCH_TYPES[info.dtype]
+    device, activations = torch.device(info.device), TORCH_TYPES[info.dtype]
     cost = cache_cost(decoder.config, info.page_size, activations)
     free = free_gpu_bytes(config, device) if device.type == "cuda" else free_cpu_cache_bytes(config)
     num_pages = num_pages_that_fit(config, cost, info.max_model_len, free, info.max_num_seqs)
@@ -127,8 +149,13 @@ def _reference_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) 
         keep_freed_memory()
         compiled = compile_steps(decoder, caches, torch.get_num_threads())
     runner = ModelRunner(decoder, caches, info, compiled)
-    warm_up(runner)
+    with telling_of_compilation(_tell_of_compilation):
+        warm_up(runner)
     return runner
+
+
+def _tell_of_compilation() -> None:
+    logger.info("compiling for this CPU: some 20 seconds, and kept for the next start")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -178,7 +205,8 @@ def cache_key(folder: ModelFolder, model: ModelConfig, dtype: str) -> bytes:
 
 
 def warm_up(runner: ModelRunner) -> None:
-    """Run the largest prefill chunk and a decode step once, over pages nobody holds yet."""
+    """Run the largest prefill chunk, a short one and a decode step once, over pages nobody holds
+    yet."""
     info = runner.info
     length = max(1, min(info.max_num_batched_tokens, info.max_model_len - 1))
     sequence = Sequence(
@@ -189,6 +217,7 @@ def warm_up(runner: ModelRunner) -> None:
         pages=list(range(num_pages_for(length + 1, info.page_size))),
     )
     runner.add(-1, SamplingParams(temperature=0.0), sequence.token_ids)
-    runner.execute(ScheduledBatch([ScheduledSequence(sequence, 0, length)]))
+    for chunk in (length, min(length, _SHORT_CHUNK)):
+        runner.execute(ScheduledBatch([ScheduledSequence(sequence, 0, chunk)]))
     runner.execute(ScheduledBatch([ScheduledSequence(sequence, length, 1)]))
     runner.remove(-1)

@@ -73,11 +73,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return torch.from_numpy(out).view(x.shape)
 
 
+def kept(function: Any, **options: Any) -> Any:
+    """A compiled function that numba keeps on disk: beside its source, or else in the user's cache
+    folder. Where neither can be written it is compiled in every process."""
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # numba found no place
+        return njit(**options)(function)
+
+
 def _compiled(function: Any) -> Any:
     """Sums may be reordered, which vectors need; nothing is assumed about NaN."""
     if njit is None:
         return function
-    return njit(cache=True, fastmath={"reassoc", "contract"}, nogil=True)(function)
+    return kept(function, fastmath={"reassoc", "contract"}, nogil=True)
 
 
 @_compiled

@@ -1,7 +1,7 @@
 """The steps of a model with int8 weights as one compiled call, for CPUs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -36,6 +36,15 @@ def compile_steps(
     from nsa_serve.model.compiled.step import Steps, supports
 
     return Steps(decoder, caches, num_threads) if supports(decoder) else None
+
+
+def telling_of_compilation(callback: Callable[[], None]) -> AbstractContextManager[None]:
+    """Around the first steps: one call before something is compiled, if anything has to be."""
+    if not fused.INSTALLED:
+        return nullcontext()
+    from nsa_serve.model.compiled.first_use import telling
+
+    return telling(callback)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """A step: every layer of every row, by a team of threads that meet at barriers."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from nsa_serve.model import fused
 from nsa_serve.model.compiled.barrier import wait_for_all
 from nsa_serve.model.compiled.heads import attend, scratch_for
 from nsa_serve.model.compiled.jit import OPTIONS, Floats, compiled
@@ -29,11 +30,11 @@ PART = 128
 """Rows that go through a product together, few enough for the caches of a core."""
 
 
+@cache
 def make_step(version: str) -> Any:
     """The compiled step. numba keeps it on disk for as long as this file and `version` stay the
     same."""
 
-    @njit(cache=True, **OPTIONS)
     def step(
         member: int, team: int, sizes: Sizes, rule: SparseRule, weights: Weights, caches: Caches,
         rows: Rows, shared: Shared,
@@ -90,13 +91,13 @@ def make_step(version: str) -> Any:
                 rms_norm(x[row], weights.norms[2 * sizes.num_layers], eps, rows.hidden[row])
         wait_for_all(counter, met + team)
 
-    return step
+    return fused.kept(step, **OPTIONS)
 
 
+@cache
 def make_head(version: str) -> Any:
     """The compiled head, likewise."""
 
-    @njit(cache=True, **OPTIONS)
     def head(
         member: int, team: int, product: Product, hidden: Floats, logits: Floats, shared: Shared
     ) -> None:
@@ -112,7 +113,7 @@ def make_head(version: str) -> Any:
         stop()
         wait_for_all(shared.counter, shared.met + team)
 
-    return head
+    return fused.kept(head, **OPTIONS)
 
 
 @compiled

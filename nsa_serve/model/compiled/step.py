@@ -11,6 +11,7 @@ from torch import Tensor
 from nsa_kernels.cache import LayerCache
 from nsa_kernels.metadata import AttentionMetadata
 from nsa_serve.config import ModelConfig, NSAConfig
+from nsa_serve.model import fused
 from nsa_serve.model.compiled import loop, pack
 from nsa_serve.model.compiled.products import MAX_TERMS, TERMS, USES_AMX
 from nsa_serve.model.compiled.state import Rows, Shared
@@ -62,9 +63,9 @@ def _supports_dialect(nsa: NSAConfig) -> bool:
 
 
 def version() -> str:
-    """Changes with every source of this package, and with the unit that multiplies."""
+    """Changes with every source that is compiled, and with the unit that multiplies."""
     digest = hashlib.sha256(bytes([USES_AMX]))
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), Path(fused.__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

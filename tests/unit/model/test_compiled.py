@@ -20,8 +20,9 @@ pytest.importorskip("numba")
 if not int8.supported():
     pytest.skip("this CPU has no int8 products", allow_module_level=True)
 
+from nsa_serve.model.compiled import loop
 from nsa_serve.model.compiled.products import TERMS
-from nsa_serve.model.compiled.step import supports
+from nsa_serve.model.compiled.step import supports, version
 from nsa_serve.model.compiled.vectors import LANES
 from tests.support.compiled_paged import CompiledPagedModel
 
@@ -188,6 +189,13 @@ def test_pages_of_another_size_change_no_bit(base: Decoder) -> None:
     expected = CompiledPagedModel(base, 8).run(TOKENS, [LENGTH])
     for page_size in (16, 32):
         assert torch.equal(CompiledPagedModel(base, page_size).run(TOKENS, [9] * 8), expected)
+
+
+def test_models_of_every_kind_share_what_is_compiled_once() -> None:
+    for name in ("dense", "all_biased", "interleaved", "wide_values"):
+        CompiledPagedModel(decoder_of(CONFIGS[name]), PAGE).run(TOKENS[:4], [3, 1])
+    for made in (loop.make_step(version()), loop.make_head(version())):
+        assert len(made.signatures) == 1
 
 
 UNSUPPORTED = {
