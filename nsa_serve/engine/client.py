@@ -5,7 +5,9 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from typing import Self
 
 from nsa_serve.config import EngineConfig
@@ -13,12 +15,19 @@ from nsa_serve.engine.connection import EngineConnection
 from nsa_serve.engine.in_flight import Delivery, InFlight
 from nsa_serve.engine.load import load_text
 from nsa_serve.engine.messages import AbortSequences, EngineStats, Ready, StepOutputs
-from nsa_serve.engine.prompts import ChatPrompt, Prompt, clamp_max_tokens, encode_prompt
+from nsa_serve.engine.prompts import (
+    ChatPrompt,
+    Prompt,
+    check_structured,
+    encode_prompt,
+    prepare_params,
+)
 from nsa_serve.engine.request import Request
 from nsa_serve.errors import EngineDeadError, NsaServeError
 from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
+from nsa_serve.structured.check import GrammarChecker
 from nsa_serve.text.tokenizer import Tokenizer
 
 __all__ = ["AsyncEngine", "ChatPrompt", "Prompt"]
@@ -57,6 +66,9 @@ class AsyncEngine:
         self._config = config
         self._in_flight = InFlight(config.max_num_unfinished)
         self._sequence_ids = itertools.count()
+        self._grammar_checker = cache(GrammarChecker)
+        # One thread: what hostile grammars cost is taken from other grammars, not from the loop.
+        self._grammar_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._restart: asyncio.Task[None] | None = None
         self._seconds_to_restart = 0.0
         self._closing = False
@@ -148,9 +160,12 @@ class AsyncEngine:
         self._require_alive()
         delivery = self._in_flight.reserve(request_id, params.n)
         try:
-            token_ids = await self._encode(prompt)
+            if params.structured_outputs is not None:
+                check = partial(check_structured, params, self.info, self._grammar_checker)
+                await asyncio.get_running_loop().run_in_executor(self._grammar_thread, check)
+            token_ids = await self._encode(prompt, params.truncate_prompt_tokens)
             self._require_alive()
-            params = clamp_max_tokens(params, len(token_ids), self.info)
+            params = prepare_params(params, len(token_ids), self.tokenizer, self.info)
             request = Request(
                 request_id,
                 prompt if isinstance(prompt, str) else None,
@@ -166,10 +181,9 @@ class AsyncEngine:
         finally:
             self._stop(self._in_flight.release(delivery))
 
-    async def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, list):
-            return encode_prompt(prompt, self.tokenizer, self.info)
-        return await asyncio.to_thread(encode_prompt, prompt, self.tokenizer, self.info)
+    async def _encode(self, prompt: Prompt, truncate_to: int | None) -> list[int]:
+        encode = partial(encode_prompt, prompt, self.tokenizer, self.info, truncate_to)
+        return encode() if isinstance(prompt, list) else await asyncio.to_thread(encode)
 
     def _require_alive(self) -> None:
         if self._closing:

@@ -3,12 +3,16 @@
 import logging
 import time
 from collections.abc import Collection
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 
 from nsa_scheduler import NeverFits, QueueFull, Scheduler, SchedulerConfig
 from nsa_scheduler.output import ScheduledBatch
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.config import EngineConfig
+from nsa_serve.engine.constraint import constraint_of
 from nsa_serve.engine.faults import INTERNAL_ERROR, StepExecutor
+from nsa_serve.engine.load import load_tokenizer_json
 from nsa_serve.engine.messages import (
     AbortSequences,
     AddSequence,
@@ -22,8 +26,12 @@ from nsa_serve.engine.runner import Runner, RunnerInfo, StepResult
 from nsa_serve.errors import RequestError
 from nsa_serve.outputs import RequestTimes
 from nsa_serve.params import check_token_ids
+from nsa_serve.structured.compiler import GrammarCompiler
+from nsa_serve.structured.matcher import Grammar
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_TO_WAIT_FOR_GRAMMARS = 0.005
 
 
 class EngineCore:
@@ -36,6 +44,13 @@ class EngineCore:
         self._scheduler = Scheduler(_scheduler_config(config, runner.info))
         self._reporter = StepReporter()
         self._refused: list[SequenceOutput] = []
+        self._grammars = GrammarCompiler(
+            partial(load_tokenizer_json, config),
+            self.info.vocab_size,
+            list(self.info.eos_token_ids),
+        )
+        self._compiling: dict[int, tuple[AddSequence, Future[Grammar]]] = {}
+        """Sequences that wait for their grammar, in the order of their arrival."""
         self._num_steps = 0
 
     @property
@@ -47,10 +62,16 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._refused) or self._scheduler.has_work
+        return bool(self._refused or self._compiling) or self._scheduler.has_work
+
+    def prepare_grammars(self) -> None:
+        """Make the first request for structured output as quick as those after it."""
+        self._grammars.prepare()
 
     def step(self) -> StepOutputs:
         """Compute at most one new token of every sequence."""
+        if self._compiling:
+            self._take_compiled()
         started = time.time()
         outputs, self._refused = self._refused, []
         batch = self._scheduler.schedule()
@@ -72,12 +93,35 @@ class EngineCore:
             self.abort(message.sequence_ids)
 
     def add(self, message: AddSequence) -> None:
-        """Queue a sequence. A refusal is an output of the next step, with an error."""
+        """Queue a sequence, once its grammar, if it has one, is compiled. A refusal is an output
+        of a later step, with an error."""
+        spec = message.params.structured_outputs
+        if spec is None:
+            self._add(message, None)
+        else:
+            self._compiling[message.sequence_id] = message, self._grammars.submit(spec)
+
+    def _take_compiled(self) -> None:
+        """Queue the sequences whose grammars are ready; where nothing else is to be done, wait."""
+        if not self._scheduler.has_work and not self._refused:
+            futures = [future for _, future in self._compiling.values()]
+            wait(futures, _SECONDS_TO_WAIT_FOR_GRAMMARS, FIRST_COMPLETED)
+        for sequence_id, (message, future) in list(self._compiling.items()):
+            if future.done():
+                del self._compiling[sequence_id]
+                error = future.exception()
+                if isinstance(error, Exception):
+                    self._refused.append(_refusal(message, error))
+                else:
+                    self._add(message, future.result())
+
+    def _add(self, message: AddSequence, grammar: Grammar | None) -> None:
         params = message.params
         eos = frozenset() if params.ignore_eos else frozenset(self.info.eos_token_ids)
         try:
             check_token_ids(params, self.info.vocab_size)
-            self._runner.add(message.sequence_id, params, message.prompt_token_ids)
+            constraint = constraint_of(params, self.info.vocab_size, grammar)
+            self._runner.add(message.sequence_id, params, message.prompt_token_ids, constraint)
             self._scheduler.add(self._sequence(message, eos))
         except Exception as error:
             self._runner.remove(message.sequence_id)
@@ -89,6 +133,8 @@ class EngineCore:
     def abort(self, sequence_ids: Collection[int]) -> None:
         """Forget sequences in whatever state they are; nothing more is output for them."""
         self._refused = [o for o in self._refused if o.sequence_id not in sequence_ids]
+        for sequence_id in sequence_ids:
+            self._compiling.pop(sequence_id, None)
         for sequence in self._scheduler.abort(sequence_ids):
             self._forget(sequence.sequence_id)
 
@@ -121,7 +167,8 @@ class EngineCore:
             salt=message.salt,
             may_read_prefix_cache=params.prompt_logprobs is None,
             stop_token_ids=eos.union(params.stop_token_ids),
-            min_output_tokens=params.min_tokens,
+            # Where a grammar leaves nothing but the end, it may come before min_tokens.
+            min_output_tokens=0 if params.structured_outputs else params.min_tokens,
         )
 
     def _forget(self, sequence_id: int) -> None:
@@ -168,4 +215,7 @@ def _refusal(message: AddSequence, error: Exception) -> SequenceOutput:
         logger.error("a sequence could not be added", exc_info=error)
         text = INTERNAL_ERROR
     times = RequestTimes(arrived=message.arrived)
-    return SequenceOutput(message.sequence_id, [], "error", times=times, error=text)
+    field = error.param if isinstance(error, RequestError) else None
+    return SequenceOutput(
+        message.sequence_id, [], "error", times=times, error=text, field_at_fault=field
+    )

@@ -26,6 +26,7 @@ from nsa_kernels.cache import LayerCache
 from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
+from nsa_serve.engine.constraint import Constraint
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
 from nsa_serve.engine.gpu_sampler import GpuSampler
 from nsa_serve.engine.gpu_steps import MAX_CHUNK_CONTEXT, in_launches, mixed_step, rows_step
@@ -115,9 +116,16 @@ class GpuRunner:
         """Of each layer."""
         return self._layers.caches
 
-    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+    def add(
+        self,
+        sequence_id: int,
+        params: SamplingParams,
+        prompt_token_ids: list[int],
+        constraint: Constraint | None = None,
+    ) -> None:
         """Make a sequence known."""
-        state = sampling_state(params, prompt_token_ids, self._info.eos_token_ids)
+        eos_token_ids = self._info.eos_token_ids
+        state = sampling_state(params, prompt_token_ids, eos_token_ids, constraint)
         self._known[sequence_id] = _Known(state, state.plain and params.logprobs is None)
 
     def remove(self, sequence_id: int) -> None:
@@ -312,7 +320,8 @@ class GpuRunner:
 
     def _fail(self, sequence: Sequence, position: int, result: StepResult) -> None:
         """End a sequence whose step was not finite; what it wrote from `position` on is erased."""
-        result.failed[sequence.sequence_id] = NOT_A_NUMBER
+        known = self._known[sequence.sequence_id]
+        result.failed[sequence.sequence_id] = known.state.failure or NOT_A_NUMBER
         pages = torch.tensor(
             sequence.pages[position // self._info.page_size :], device=self._device
         )

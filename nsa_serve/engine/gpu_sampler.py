@@ -27,12 +27,29 @@ class Additions:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowed:
+    """Tokens that constrained rows may have; a row of none gets token −1."""
+
+    rows: Tensor
+    """[R] int64"""
+    bits: Tensor
+    """[R, ⌈vocab / 8⌉] uint8: bit i % 8 of byte i // 8 is token i's"""
+
+    def apply(self, logits: Tensor) -> None:
+        """Take all others out of logits [N, vocab], in place."""
+        ids = torch.arange(logits.shape[1], device=logits.device)
+        flags = (self.bits[:, ids // 8] >> (ids % 8).to(torch.uint8)) & 1
+        logits[self.rows] = logits[self.rows].masked_fill_(flags == 0, -torch.inf)
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingTensors:
     """A step's parameters, on the device or on their way to it."""
 
     params: RowParams
     penalties: Penalties | None
     additions: Additions | None
+    allowed: Allowed | None
 
 
 class GpuSampler:
@@ -70,17 +87,20 @@ class GpuSampler:
             self._params(states, outputs),
             self._penalties(edited, states, outputs) if edited else None,
             self._additions(edited, states, outputs) if edited else None,
+            self._allowed(edited, states, outputs) if edited else None,
         )
 
     def sample(self, logits: Tensor, tensors: SamplingTensors) -> Tensor:
         """Tokens [N] int64 of logits [N, vocab] of any float type, which stay as they were."""
-        if tensors.penalties is not None or tensors.additions is not None:
+        if tensors.penalties or tensors.additions or tensors.allowed:
             logits = logits.to(torch.float32, copy=True)
         if tensors.penalties is not None:
             self._penalise(logits, tensors.penalties)
         if tensors.additions is not None:
             rows, ids = tensors.additions.places
             logits[rows, ids] += tensors.additions.values
+        if tensors.allowed is not None:
+            tensors.allowed.apply(logits)
         return self._draw(logits, tensors.params)
 
     def warm_up(self, dtype: torch.dtype = torch.float32) -> None:
@@ -146,7 +166,7 @@ class GpuSampler:
         values: list[NDArray[np.float32]] = []
         for i in rows:
             state = states[i]
-            early = len(outputs[i]) < state.params.min_tokens and bool(state.stop_token_ids)
+            early = state.may_not_stop(outputs[i])
             if not early and not state.params.logit_bias:
                 continue
             old = self._biases.get(id(state))
@@ -160,6 +180,28 @@ class GpuSampler:
         return Additions(
             to_device(torch.from_numpy(np.concatenate(places, 1)), self._device),
             to_device(torch.from_numpy(np.concatenate(values)), self._device),
+        )
+
+    def _allowed(
+        self,
+        rows: list[int],
+        states: list[SamplingState],
+        outputs: SequenceOf[SequenceOf[int]],
+    ) -> Allowed | None:
+        rows = [i for i in rows if states[i].constraint is not None]
+        if not rows:
+            return None
+        constraints = [states[i].constraint for i in rows]
+        bits = np.stack(
+            [
+                constraint.allowed(outputs[i]).view(np.uint8)
+                for i, constraint in zip(rows, constraints, strict=True)
+                if constraint is not None
+            ]
+        )
+        return Allowed(
+            to_device(torch.tensor(rows), self._device),
+            to_device(torch.from_numpy(bits), self._device),
         )
 
 

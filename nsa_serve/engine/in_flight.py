@@ -134,10 +134,10 @@ class InFlight:
             finished = request.push(output)
         except Exception as error:
             logger.error("an output could not be made text", exc_info=error)
-            request.error = "internal error while making text of the output"
+            request.error = GenerationError("internal error while making text of the output")
         if request.error is not None:
             unfinished = self._drop_sequences(delivery)
-            delivery.fail(GenerationError(request.error))
+            delivery.fail(request.error)
             return unfinished
         if finished:
             del self._by_sequence[output.sequence_id]

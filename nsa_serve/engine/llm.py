@@ -5,6 +5,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -17,14 +18,16 @@ from nsa_serve.engine.progress import ProgressBar
 from nsa_serve.engine.prompts import (
     ChatPrompt,
     Prompt,
-    clamp_max_tokens,
+    check_structured,
     default_params,
     encode_prompt,
+    prepare_params,
 )
 from nsa_serve.engine.request import Request
 from nsa_serve.errors import ConfigError, GenerationError
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
+from nsa_serve.structured.check import GrammarChecker
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ class LLM:
         self.info: Ready = self._core.ready
         self._sequence_ids = itertools.count()
         self._request_ids = itertools.count()
+        self._grammar_checker = cache(GrammarChecker)
 
     def generate(
         self,
@@ -111,12 +115,14 @@ class LLM:
         return [request.take() for request in requests]
 
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        token_ids = encode_prompt(prompt, self.tokenizer, self.info)
+        check_structured(params, self.info, self._grammar_checker)
+        truncate_to = params.truncate_prompt_tokens
+        token_ids = encode_prompt(prompt, self.tokenizer, self.info, truncate_to)
         return Request(
             str(next(self._request_ids)),
             prompt if isinstance(prompt, str) else None,
             token_ids,
-            clamp_max_tokens(params, len(token_ids), self.info),
+            prepare_params(params, len(token_ids), self.tokenizer, self.info),
             self.tokenizer,
             sequence_ids=list(itertools.islice(self._sequence_ids, params.n)),
         )

@@ -5,6 +5,7 @@ from nsa_serve.engine.runner import Runner
 from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.model.shapes import find_model, is_random
 from nsa_serve.text.tokenizer import Tokenizer
+from nsa_serve.text.byte_level import byte_level_backend
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -28,3 +29,15 @@ def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:
     if not folder.has_tokenizer:
         return Tokenizer.bytes_only(), folder.generation
     return Tokenizer.from_folder(folder.path), folder.generation
+
+
+def load_tokenizer_json(config: EngineConfig) -> str | None:
+    """The text of the model's tokenizer.json; None if it has no tokenizer but bytes."""
+    if config.runner == "stand-in":
+        return byte_level_backend().to_str()
+    folder = find_model(config.model)
+    if is_random(config.model):
+        return byte_level_backend().to_str()
+    if not folder.has_tokenizer:
+        return None
+    return (folder.path / "tokenizer.json").read_text(encoding="utf-8")

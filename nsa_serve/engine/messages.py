@@ -49,6 +49,8 @@ class SequenceOutput(msgspec.Struct, frozen=True, array_like=True, omit_defaults
     """With the first and the last output."""
     error: str | None = None
     """Why it failed, where finish_reason is error."""
+    field_at_fault: str | None = None
+    """The request's field that made it fail, where it was the request's fault."""
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

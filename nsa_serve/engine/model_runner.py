@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nsa_kernels.cache import LayerCache
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_serve.engine.constraint import Constraint
 from nsa_serve.engine.inputs import SlotRule, StepInputs, build_inputs
 from nsa_serve.engine.runner import RunnerInfo, StepResult
 from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
@@ -52,10 +53,16 @@ class ModelRunner:
         """What was loaded."""
         return self._info
 
-    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+    def add(
+        self,
+        sequence_id: int,
+        params: SamplingParams,
+        prompt_token_ids: list[int],
+        constraint: Constraint | None = None,
+    ) -> None:
         """Make a sequence known."""
         self._states[sequence_id] = sampling_state(
-            params, prompt_token_ids, self._info.eos_token_ids
+            params, prompt_token_ids, self._info.eos_token_ids, constraint
         )
 
     def remove(self, sequence_id: int) -> None:
@@ -126,6 +133,9 @@ class ModelRunner:
         outputs = [sequence.output_token_ids for sequence in sequences]
         tokens = sample(logits, states, outputs)
         for row, (sequence, state, token) in enumerate(zip(sequences, states, tokens, strict=True)):
+            if state.failure is not None:
+                result.failed[sequence.sequence_id] = state.failure
+                continue
             result.token_ids[sequence.sequence_id] = token
             if state.params.logprobs is not None:
                 result.logprobs[sequence.sequence_id] = logprobs_of(

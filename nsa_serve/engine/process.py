@@ -49,6 +49,7 @@ def _serve(sock: socket.socket) -> int:
         gc.collect()
         gc.freeze()  # or every full collection between steps walks all that was loaded
         channel.send(core.ready)
+        core.prepare_grammars()
         _loop(core, channel)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0

@@ -1,5 +1,6 @@
 """What may be continued: a text, token ids, or a conversation; checked and made token ids."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -8,6 +9,8 @@ from nsa_serve.engine.messages import Ready
 from nsa_serve.errors import ContextLengthError, RequestError
 from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.params import SamplingParams
+from nsa_serve.structured.check import GrammarChecker
+from nsa_serve.structured.compiler import NO_END
 from nsa_serve.text.tokenizer import Tokenizer
 
 
@@ -15,18 +18,23 @@ class ChatPrompt(msgspec.Struct, frozen=True):
     """A conversation, in OpenAI's message format, that the assistant is to continue."""
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    """Functions that the assistant may call, in OpenAI's format."""
 
 
 Prompt = str | list[int] | ChatPrompt
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, info: Ready) -> list[int]:
-    """Token ids of a prompt that leaves room for one more token.
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer, info: Ready, truncate_to: int | None = None
+) -> list[int]:
+    """Token ids of a prompt that leaves room for one more token; of a longer one the last
+    `truncate_to`, or as many as there is room for if that is −1.
 
     Raises ContextLengthError if it does not, RequestError if it is empty or no token of the model.
     """
     if isinstance(prompt, ChatPrompt):
-        param, token_ids = "messages", tokenizer.encode_chat(prompt.messages)
+        param, token_ids = "messages", tokenizer.encode_chat(prompt.messages, tools=prompt.tools)
     elif isinstance(prompt, str):
         param, token_ids = "prompt", tokenizer.encode(prompt)
     else:
@@ -36,6 +44,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, info: Ready) -> list[int
     if not (min(token_ids) >= 0 and max(token_ids) < info.vocab_size):
         raise RequestError(f"token ids must be in [0, {info.vocab_size})", param=param)
     limit = max_context_length(info)
+    if truncate_to is not None:
+        token_ids = token_ids[-(limit - 1 if truncate_to == -1 else truncate_to) :]
     if len(token_ids) >= limit:
         raise ContextLengthError(
             f"This model's maximum context length is {limit} tokens, output included, "
@@ -43,6 +53,30 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, info: Ready) -> list[int
             param=param,
         )
     return token_ids
+
+
+def prepare_params(
+    params: SamplingParams, num_prompt_tokens: int, tokenizer: Tokenizer, info: Ready
+) -> SamplingParams:
+    """The parameters as the core reads them: `max_tokens` given, bad words as tokens."""
+    params = clamp_max_tokens(params, num_prompt_tokens, info)
+    if not params.bad_words:
+        return params
+    spellings = (text for word in params.bad_words for text in (word, " " + word.lstrip()))
+    token_ids = {tuple(tokenizer.encode_plain(text)) for text in spellings}
+    return msgspec.structs.replace(params, bad_words_token_ids=tuple(sorted(token_ids - {()})))
+
+
+def check_structured(
+    params: SamplingParams, info: Ready, checker: Callable[[], GrammarChecker]
+) -> None:
+    """Raise RequestError unless the model can be held to the structure that is asked for."""
+    spec = params.structured_outputs
+    if spec is None:
+        return
+    if not info.eos_token_ids:
+        raise RequestError(NO_END, param=spec.field)
+    checker().check(spec)
 
 
 def max_context_length(info: Ready) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nsa_scheduler.output import EndReason, StepUpdate
+from nsa_serve.engine.constraint import GRAMMAR_FAILED
 from nsa_serve.engine.messages import SequenceOutput
 from nsa_serve.engine.runner import StepResult
 from nsa_serve.outputs import FinishReason, RequestTimes
@@ -74,6 +75,7 @@ class StepReporter:
             self.prompt_tokens += sequence.num_prompt_tokens
         self.generation_tokens += len(update.new_token_ids)
         logprobs = result.logprobs.get(sequence_id)
+        error = result.failed.get(sequence_id)
         reported = update.stop_token_id in progress.reported_stop_ids
         return SequenceOutput(
             sequence_id,
@@ -84,7 +86,8 @@ class StepReporter:
             result.prompt_logprobs.get(sequence_id),
             sequence.num_cached_tokens if first else 0,
             _times(progress, now) if first or update.end is not None else None,
-            result.failed.get(sequence_id),
+            error,
+            "structured_outputs" if error == GRAMMAR_FAILED else None,
         )
 
 

@@ -7,6 +7,7 @@ import msgspec
 
 from nsa_serve.engine.detokenize import Continuation
 from nsa_serve.engine.messages import AddSequence, SequenceOutput
+from nsa_serve.errors import GenerationError, NsaServeError, RequestError
 from nsa_serve.outputs import RequestOutput, RequestTimes, TokenLogprobs
 from nsa_serve.params import SamplingParams
 from nsa_serve.text.tokenizer import Tokenizer
@@ -31,7 +32,7 @@ class Request:
         assert len(sequence_ids) == params.n
         self.request_id = request_id
         self.sequence_ids = sequence_ids
-        self.error: str | None = None
+        self.error: NsaServeError | None = None
         self._prompt = prompt
         self._prompt_token_ids = prompt_token_ids
         self._params = params
@@ -82,8 +83,16 @@ class Request:
         if output.times is not None:
             self._times = _joined(self._times, output.times)
         if output.error is not None:
-            self.error = output.error
+            self.error = self._error(output)
         return continuation.finished
+
+    def _error(self, output: SequenceOutput) -> NsaServeError:
+        if output.field_at_fault is None:
+            return GenerationError(output.error)
+        spec = self._params.structured_outputs
+        is_grammar = spec is not None and output.field_at_fault == "structured_outputs"
+        field = spec.field if spec is not None and is_grammar else output.field_at_fault
+        return RequestError(str(output.error), param=field)
 
     def abort(self) -> None:
         """Finish what is not finished."""

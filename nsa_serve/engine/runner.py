@@ -5,6 +5,7 @@ from typing import Protocol
 
 from nsa_scheduler.output import ScheduledBatch
 from nsa_serve.config import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS
+from nsa_serve.engine.constraint import Constraint
 from nsa_serve.outputs import TokenLogprobs
 from nsa_serve.params import SamplingParams
 
@@ -52,8 +53,15 @@ class Runner(Protocol):
     @property
     def info(self) -> RunnerInfo: ...
 
-    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
-        """Make a sequence known before it is first scheduled."""
+    def add(
+        self,
+        sequence_id: int,
+        params: SamplingParams,
+        prompt_token_ids: list[int],
+        constraint: Constraint | None = None,
+    ) -> None:
+        """Make a sequence known before it is first scheduled; it samples what `constraint`
+        allows, and fails where that allows nothing."""
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence; unknown ids are no error."""

@@ -1,11 +1,13 @@
 """From logits to tokens. What a row gets depends on its own logits, parameters and place only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from secrets import randbits
 
 import torch
 from torch import Tensor
 
+from nsa_serve.engine.constraint import Constraint, flags_of
 from nsa_serve.outputs import Logprob, TokenLogprobs
 from nsa_serve.params import SamplingParams
 
@@ -24,6 +26,7 @@ class SamplingState:
     stop_token_ids: frozenset[int]
     """Not sampled before min_tokens."""
     seed: int = field(default_factory=lambda: randbits(64))
+    constraint: Constraint | None = None
     num_prompt_logprobs: int = 0
     """Prompt tokens whose log-probabilities were reported: not again after a preemption."""
 
@@ -37,16 +40,32 @@ class SamplingState:
             and p.repetition_penalty == 1.0
             and not p.logit_bias
             and p.min_tokens == 0
+            and self.constraint is None
         )
+
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be sampled any more, if so."""
+        return None if self.constraint is None else self.constraint.failure
+
+    def may_not_stop(self, output: Sequence[int]) -> bool:
+        """Whether stop tokens must not be sampled yet; they may where nothing else is allowed."""
+        if len(output) >= self.params.min_tokens or not self.stop_token_ids:
+            return False
+        constraint = self.constraint
+        return constraint is None or not constraint.leaves_only(self.stop_token_ids, output)
 
 
 def sampling_state(
-    params: SamplingParams, prompt_token_ids: list[int], eos_token_ids: tuple[int, ...]
+    params: SamplingParams,
+    prompt_token_ids: list[int],
+    eos_token_ids: tuple[int, ...],
+    constraint: Constraint | None = None,
 ) -> SamplingState:
     """State of a new sequence."""
     eos = () if params.ignore_eos else eos_token_ids
     stop = frozenset(params.stop_token_ids) | frozenset(eos)
-    state = SamplingState(params, prompt_token_ids, stop)
+    state = SamplingState(params, prompt_token_ids, stop, constraint=constraint)
     if params.seed is not None:
         state.seed = params.seed & _MASK
     return state
@@ -62,7 +81,10 @@ def uniform(seed: int, position: int) -> float:
 
 
 def sample(logits: Tensor, states: list[SamplingState], outputs: list[list[int]]) -> list[int]:
-    """One token per row: logits [N, vocab] float32, and each row's output so far."""
+    """One token per row: logits [N, vocab] float32, and each row's output so far.
+
+    The token of a state that comes out with a `failure` means nothing.
+    """
     if not all(state.plain for state in states):
         logits = torch.stack(
             [
@@ -78,7 +100,7 @@ def sample(logits: Tensor, states: list[SamplingState], outputs: list[list[int]]
 
 
 def _processed(row: Tensor, state: SamplingState, output: list[int]) -> Tensor:
-    """Penalties, biases and forbidden stops of one row."""
+    """Penalties, biases, constraint and forbidden stops of one row."""
     p, row = state.params, row.clone()
     if p.repetition_penalty != 1.0:
         seen = torch.tensor(list({*state.prompt_token_ids, *output}), device=row.device)
@@ -92,7 +114,10 @@ def _processed(row: Tensor, state: SamplingState, output: list[int]) -> Tensor:
     if p.logit_bias:
         ids = torch.tensor(list(p.logit_bias), device=row.device)
         row[ids] += torch.tensor(list(p.logit_bias.values()), device=row.device)
-    if len(output) < p.min_tokens and state.stop_token_ids:
+    if state.constraint is not None:
+        allowed = flags_of(state.constraint.allowed(output), len(row))
+        row[torch.from_numpy(~allowed).to(row.device)] = -torch.inf
+    if state.may_not_stop(output):
         row[torch.tensor(list(state.stop_token_ids), device=row.device)] = -torch.inf
     return row
 

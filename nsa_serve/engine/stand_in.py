@@ -16,6 +16,7 @@ import numpy as np
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.config import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS, EngineConfig
+from nsa_serve.engine.constraint import Constraint, flags_of
 from nsa_serve.engine.runner import RunnerInfo, StepResult
 from nsa_serve.outputs import Logprob, TokenLogprobs
 from nsa_serve.params import SamplingParams
@@ -88,6 +89,7 @@ class StandInRunner:
         noise = np.random.default_rng(0).integers(0, _MASK, shape, dtype=np.uint64)
         self._entries = noise.data
         self._params: dict[int, SamplingParams] = {}
+        self._constraints: dict[int, Constraint | None] = {}
         self._num_reported: dict[int, int] = {}
         """Prompt tokens whose log-probabilities were reported: not again after a preemption."""
 
@@ -101,14 +103,22 @@ class StandInRunner:
         """Sequences added and not removed."""
         return len(self._params)
 
-    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
+    def add(
+        self,
+        sequence_id: int,
+        params: SamplingParams,
+        prompt_token_ids: list[int],
+        constraint: Constraint | None = None,
+    ) -> None:
         """Make a sequence known."""
         self._params[sequence_id] = params
+        self._constraints[sequence_id] = constraint
         self._num_reported[sequence_id] = 0
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._params.pop(sequence_id, None)
+        self._constraints.pop(sequence_id, None)
         self._num_reported.pop(sequence_id, None)
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
@@ -156,6 +166,16 @@ class StandInRunner:
         sequence, vocab_size = item.sequence, self._info.vocab_size
         entry = self._read(sequence, item.end - 1)
         token_id = _next_token(entry, vocab_size, self._avoid)
+        constraint = self._constraints[sequence.sequence_id]
+        if constraint is not None:
+            allowed = flags_of(constraint.allowed(sequence.output_token_ids), vocab_size)
+            if constraint.failure is not None:
+                result.failed[sequence.sequence_id] = constraint.failure
+                return
+            # End-of-text only where nothing else is allowed.
+            candidates = np.flatnonzero(allowed).tolist()
+            others = [i for i in candidates if i not in self._avoid]
+            token_id = (others or candidates)[token_id % len(others or candidates)]
         result.token_ids[sequence.sequence_id] = token_id
         num_top = self._params[sequence.sequence_id].logprobs
         if num_top is not None:

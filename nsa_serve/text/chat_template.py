@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Environment, TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nsa_serve.errors import ModelLoadError, RequestError
+from nsa_serve.text.tools import OPEN
 
 Message = Mapping[str, Any]
 
@@ -27,17 +28,26 @@ class ChatTemplate:
         """`special_tokens` are the variables bos_token, eos_token and so on."""
         self._special_tokens = dict(special_tokens)
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            self.tells_tools = _tells_tools(environment, source)
+            """Whether it tells the model of functions to call, in the notation that is parsed."""
             self._render(_PROBE, add_generation_prompt=True)
         except Exception as error:
             raise ModelLoadError(
                 f"the chat template does not render: {_first_line(error)}"
             ) from None
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+    ) -> str:
         """The text of a conversation; raises `RequestError` if the template refuses it."""
         try:
-            return self._render(messages, add_generation_prompt=add_generation_prompt)
+            return self._render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
         except TemplateError as error:
             raise RequestError(
                 f"the chat template refuses these messages: {_first_line(error)}", param="messages"
@@ -47,11 +57,17 @@ class ChatTemplate:
                 "the chat template cannot render these messages", param="messages"
             ) from None
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+    ) -> str:
         return self._template.render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=list(tools) if tools else None,
             documents=None,
             **self._special_tokens,
         )
@@ -65,6 +81,10 @@ def join_text_parts(message: Message) -> Message:
     if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
         raise RequestError("content parts must be of type text", param="messages")
     return {**message, "content": "\n".join(part["text"] for part in content)}
+
+
+def _tells_tools(environment: Environment, source: str) -> bool:
+    return OPEN in source and "tools" in meta.find_undeclared_variables(environment.parse(source))
 
 
 class _Generation(Extension):

@@ -1,8 +1,9 @@
 """Text to token ids and back, over the tokenizers library. Safe to use from several threads."""
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -17,6 +18,7 @@ from nsa_serve.text.tokenizer_config import (
     read_chat_template,
     read_tokenizer_config,
 )
+from nsa_serve.text.tools import with_tools_told
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -91,22 +93,33 @@ class Tokenizer:
             return [self.bos_token_id, *ids]
         return ids
 
-    def encode_chat(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
-    ) -> list[int]:
-        """Ids of a conversation under the chat template.
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text by itself, nothing before or behind it."""
+        return self._encode(self._backend, text)
 
-        No text of the messages becomes a special token, whatever it spells. Raises `RequestError`
-        if there is no template, or it refuses the messages.
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Ids of a conversation under the chat template, and of the functions that may be called.
+
+        No text of them becomes a special token, whatever it spells. Raises `RequestError` if there
+        is no template, or it refuses the messages.
         """
-        if self._chat_template is None:
+        template = self._chat_template
+        if template is None:
             raise RequestError("this model has no chat template", param="messages")
         messages = [join_text_parts(message) for message in messages]
-        if not self._special.spelled_in(messages):
-            text = self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
-            return self._encode(self._backend, text)
-        hidden = self._special.hide(messages)
-        text = self._chat_template.render(hidden.value, add_generation_prompt=add_generation_prompt)
+        if not template.tells_tools:
+            messages, tools = with_tools_told(messages, tools), None
+        render = partial(template.render, add_generation_prompt=add_generation_prompt)
+        if not self._special.spelled_in([messages, tools]):
+            return self._encode(self._backend, render(messages, tools=tools))
+        hidden = self._special.hide([messages, tools])
+        text = render(hidden.value[0], tools=hidden.value[1])
         ids: list[int] = []
         for piece in self._special.split(text):
             if isinstance(piece, int):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from nsa_scheduler import ScheduledBatch, Scheduler
+from nsa_serve.engine.constraint import Constraint
 from nsa_serve.engine.core import EngineCore
 from nsa_serve.engine.faults import INTERNAL_ERROR, OUT_OF_MEMORY
 from nsa_serve.engine.messages import SequenceOutput
@@ -148,8 +149,14 @@ def test_memory_that_not_one_token_fits_in_fails_the_sequence() -> None:
 
 
 class _RefusingRunner(StandInRunner):
-    def add(self, sequence_id: int, params: SamplingParams, prompt_token_ids: list[int]) -> None:
-        super().add(sequence_id, params, prompt_token_ids)
+    def add(
+        self,
+        sequence_id: int,
+        params: SamplingParams,
+        prompt_token_ids: list[int],
+        constraint: Constraint | None = None,
+    ) -> None:
+        super().add(sequence_id, params, prompt_token_ids, constraint)
         if sequence_id == 1:
             raise KeyError(sequence_id)
 
