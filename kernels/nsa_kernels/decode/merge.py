@@ -13,7 +13,7 @@ from triton.language.extra.cuda import gdc_wait
 
 from nsa_kernels.batch import DecodeRows
 from nsa_kernels.decode.parts import LOW, list_splits, slot_splits, window_splits
-from nsa_kernels.decode.plan import Tuning
+from nsa_kernels.decode.plan import Tuning, padded
 from nsa_kernels.decode.shape import Parts, Shape, launch_options
 
 
@@ -133,6 +133,9 @@ def merge_branches(
         parts += window_splits(position, BLOCK, WINDOW, WINDOW_SPLIT)
     parts = tl.where(position >= 0, parts, 0)
     first = pair * max_parts * G + head % G
+    m_ptr += first
+    z_ptr += first
+    acc_ptr += first * DV
     gate_c = tl.full([], 1.0, tl.float32)
     gate_s = gate_c
     gate_w = gate_c
@@ -149,7 +152,7 @@ def merge_branches(
 
     # the first values are under way before their weights are known
     step = tl.arange(0, STEP)
-    first_at = first + place_of(step, list_first, window_first, list_part, window_part) * G
+    first_at = place_of(step, list_first, window_first, list_part, window_part) * G
     values = load_part(acc_ptr, first_at, step < parts, DV, DVP)
     m_c = tl.full([], LOW, tl.float32)
     m_s = m_c
@@ -159,7 +162,7 @@ def merge_branches(
     z_w = z_c
     for start in range(0, parts, SUMS):
         among = start + tl.arange(0, SUMS)
-        sums_at = first + place_of(among, list_first, window_first, list_part, window_part) * G
+        sums_at = place_of(among, list_first, window_first, list_part, window_part) * G
         some_m = tl.load(m_ptr + sums_at, mask=among < parts, other=LOW)
         some_z = tl.load(z_ptr + sums_at, mask=among < parts, other=0.0)
         if COMPRESSED:
@@ -174,7 +177,7 @@ def merge_branches(
     f_w = over_sum(gate_w, z_w)
     for start in range(0, parts, STEP):
         index = start + step
-        at = first + place_of(index, list_first, window_first, list_part, window_part) * G
+        at = place_of(index, list_first, window_first, list_part, window_part) * G
         part_m = tl.load(m_ptr + at, mask=index < parts, other=LOW)
         part_z = tl.load(z_ptr + at, mask=index < parts, other=0.0)
         if start > 0:
@@ -201,6 +204,8 @@ def merge_parts(
     """Put the branches together in `out` [B, H, Dv]; without gates they count as 1."""
     assert out.stride(2) == 1
     plan = parts.plan
+    # no more than a thread's registers hold
+    warps = max(tuning.merge_warps, tuning.merge_step * padded(shape.value_dim) // 2048)
     strides = {"gate_row": 0, "gate_head": 0, "gate_branch": 0}
     if gates is not None:
         strides = {
@@ -226,5 +231,5 @@ def merge_parts(
         **parts.pointers,
         **shape.values,
         **constants,
-        **launch_options(tuning.merge_warps, 1, tuning, shape.device),
+        **launch_options(warps, 1, tuning, shape.device),
     )

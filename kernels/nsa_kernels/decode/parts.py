@@ -56,16 +56,18 @@ def load_rows(
 ) -> tl.tensor:
     """Rows of one head's pages: [N, PADDED], zeros beyond DIM and where not `seen`, if given."""
     dim = tl.arange(0, PADDED)
-    at = page.to(tl.int64) * page_stride + row * DIM
-    at = at[:, None] + dim[None, :]
+    start = ptr + page.to(tl.int64) * page_stride
+    at = (row * DIM)[:, None] + dim[None, :]
+    # a page of all rows is one 64-bit address, and the rest 32-bit offsets
+    at = start + at if len(page.shape) == 0 else start[:, None] + at
     if DIM == PADDED and seen is None:
-        rows = tl.load(ptr + at)
+        rows = tl.load(at)
     elif DIM == PADDED:
-        rows = tl.load(ptr + at, mask=seen[:, None], other=0.0)
+        rows = tl.load(at, mask=seen[:, None], other=0.0)
     elif seen is None:
-        rows = tl.load(ptr + at, mask=(dim < DIM)[None, :], other=0.0)
+        rows = tl.load(at, mask=(dim < DIM)[None, :], other=0.0)
     else:
-        rows = tl.load(ptr + at, mask=seen[:, None] & (dim < DIM)[None, :], other=0.0)
+        rows = tl.load(at, mask=seen[:, None] & (dim < DIM)[None, :], other=0.0)
     return rows
 
 
