@@ -40,11 +40,14 @@ _CAPABILITY = (8, 0)
 
 @functools.cache
 def why_no_kernels(device: torch.device) -> str | None:
-    """One line that says why the Triton kernels cannot run on a device; None if they can."""
-    if device.type != "cuda":
+    """One line that says why the Triton kernels cannot run on a device; None if they can. `meta`
+    stands for a GPU that can: there it is found out what to compile."""
+    if device.type not in ("cuda", "meta"):
         return f"device {device} is no GPU"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if device.type == "meta":
+        return None
     capability = torch.cuda.get_device_capability(device)
     if capability < _CAPABILITY:
         have, need = (".".join(map(str, c)) for c in (capability, _CAPABILITY))

@@ -12,9 +12,11 @@ from msgspec.msgpack import Decoder
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.messages import FromCore, Ready, StepOutputs, ToCore
 from nsa_serve.engine.transport import FrameProtocol, pack_frame
-from nsa_serve.errors import ConfigError, EngineDeadError
+from nsa_serve.errors import ConfigError, EngineDeadError, ModelLoadError, OfflineError
 
 logger = logging.getLogger(__name__)
+
+_ERRORS = {kind.__name__: kind for kind in (ConfigError, ModelLoadError, OfflineError)}
 
 
 class EngineConnection:
@@ -52,7 +54,8 @@ class EngineConnection:
         """Let the process load what `config` names.
 
         From then on `on_step` is called with all that it computes, and `on_lost` if it ends.
-        Raises ConfigError with the one line that it gave, EngineDeadError if it gave none.
+        Raises what the process met, with the one line that it gave: ConfigError, ModelLoadError or
+        OfflineError; EngineDeadError if it gave none.
         """
         self._on_step = on_step
         self._transport, _ = await asyncio.get_running_loop().create_unix_connection(
@@ -94,7 +97,8 @@ class EngineConnection:
         elif self._ready.done():
             logger.error("the engine process failed: %s", message.message)
         else:
-            self._ready.set_exception(ConfigError(message.message))
+            kind = _ERRORS.get(message.kind, ConfigError)
+            self._ready.set_exception(kind(message.message))
 
     def _lost(self) -> None:
         if not self._ready.done():

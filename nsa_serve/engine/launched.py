@@ -16,8 +16,11 @@ class Download:
 
     def __init__(self, tensor: Tensor) -> None:
         on_gpu = tensor.is_cuda
-        self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
-        self._copy.copy_(tensor, non_blocking=True)
+        if tensor.is_meta:  # nothing was computed, and nothing is wrong with it
+            self._copy = torch.ones(tensor.shape, dtype=tensor.dtype)
+        else:
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+            self._copy.copy_(tensor, non_blocking=True)
         self._done = torch.cuda.Event() if on_gpu else None
         if self._done is not None:
             self._done.record()

@@ -11,6 +11,7 @@ from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.config import EngineConfig
+from nsa_serve.engine.compile_ahead import CompileAhead
 from nsa_serve.engine.gpu_memory import cache_bytes, peak_bytes
 from nsa_serve.engine.gpu_runner import GpuRunner
 from nsa_serve.engine.gpu_steps import MAX_CHUNK_CONTEXT
@@ -22,7 +23,8 @@ from nsa_serve.model.device import DeviceAttention
 from nsa_serve.model.paged import cache_layouts
 from nsa_serve.params import SamplingParams
 
-_TRIAL_PAGES = 4
+TRIAL_PAGES = 4
+"""Of the caches with which the first steps are tried."""
 _SHORT_PROMPT = 40
 _FIRST_BATCHES = (1, 2, 4, 8)
 """Batches whose graphs are captured at start; others when they are first needed."""
@@ -30,8 +32,14 @@ _COSTLY = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
 """Takes the most memory to sample."""
 
 
-def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) -> GpuRunner:
-    """A runner that has run and has its caches; `info` says all but their size.
+def load_gpu_runner(
+    config: EngineConfig,
+    decoder: Decoder,
+    info: RunnerInfo,
+    compiling: CompileAhead | None = None,
+) -> GpuRunner:
+    """A runner that has run and has its caches; `info` says all but their size. Nothing runs
+    before `compiling` has ended.
 
     Raises ConfigError if there is no room, or no such backend of dense attention.
     """
@@ -42,8 +50,10 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
         raise ConfigError(f"dense_backend {config.dense_backend}: {error}") from None
     if device.index is not None:
         torch.cuda.set_device(device)
-    trial = replace(info, num_pages=_TRIAL_PAGES)
+    trial = replace(info, num_pages=TRIAL_PAGES)
     weights = torch.cuda.memory_allocated(device)
+    if compiling is not None:
+        compiling.wait()
     try:
         runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
         buffers = torch.cuda.memory_allocated(device) - weights
@@ -55,8 +65,7 @@ def load_gpu_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) ->
             f"{info.max_num_seqs} sequences beside the weights; a smaller max_num_batched_tokens "
             "or max_num_seqs helps"
         ) from None
-    beginning = min(_SHORT_PROMPT, info.max_model_len - 1)
-    run(runner, 1, [(0, beginning)])  # launches kernels that nothing later does
+    run_short_step(runner)
     del runner
     free = cache_bytes(config, device, buffers + worst_step, decode_step)
     cost = cache_cost(decoder.config, info.page_size, dtype)
@@ -107,15 +116,27 @@ def run_worst_steps(runner: GpuRunner) -> None:
         run(runner, 0, [(longest - length, length)] * num_chunks)
 
 
-def run(runner: GpuRunner, num_singles: int, chunks: list[tuple[int, int]]) -> None:
-    """A step of single queries at the end of their context, and chunks of (start, length). They
-    share the few pages there are: what they compute is of no use."""
+def run_short_step(runner: GpuRunner) -> None:
+    """The beginning of a prompt beside a single query: launches kernels that nothing else does."""
+    run(runner, 1, [(0, min(_SHORT_PROMPT, runner.info.max_model_len - 1))])
+
+
+def run(
+    runner: GpuRunner,
+    num_singles: int,
+    chunks: list[tuple[int, int]],
+    context: int | None = None,
+) -> None:
+    """A step of single queries, the last of so many tokens or of all that there can be, and of
+    chunks of (start, length). They share the few pages there are: what they compute is of no
+    use."""
     info = runner.info
     longest = info.max_model_len - 1
+    last = (context or info.max_model_len) - 2
     pages = [i % info.num_pages for i in range(num_pages_for(longest, info.page_size))]
     tokens = [0] * longest
     items = []
-    for i, (start, length) in enumerate([(longest - 1, 1)] * num_singles + chunks):
+    for i, (start, length) in enumerate([(last, 1)] * num_singles + chunks):
         end = start + length
         sequence = Sequence(
             sequence_id=-1 - i,

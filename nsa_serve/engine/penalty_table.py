@@ -91,6 +91,6 @@ class PenaltyTable:
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the host on its way to a device, without waiting for either."""
-    if device.type == "cpu":
+    if device.type != "cuda":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

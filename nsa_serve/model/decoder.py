@@ -66,13 +66,20 @@ class Layer(nn.Module):
         return F.dropout(x, self.dropout) if self.training and self.dropout else x
 
 
+def _normal(rows: int, columns: int, deviation: float) -> Tensor:
+    """Random numbers, unless there is nowhere to put them: for `meta`, torch would first import
+    its compiler, which takes longer than all else that it does for a model."""
+    values = torch.empty(rows, columns)
+    return values if values.is_meta else values.normal_(0.0, deviation)
+
+
 class LearnedPositions(nn.Module):
     """A vector for each position."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         count, hidden = config.max_position_embeddings, config.hidden_size
-        self.weight = nn.Parameter(torch.empty(count, hidden).normal_(0.0, 0.02))
+        self.weight = nn.Parameter(_normal(count, hidden, 0.02))
 
     def forward(self, positions: Tensor) -> Tensor:
         """[T] → [T, hidden]"""
@@ -84,7 +91,8 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        size = config.vocab_size, config.hidden_size
+        self.embed_tokens = nn.Embedding(*size, _weight=_normal(*size, 1.0))
         self.embed_positions: LearnedPositions | None = None
         if config.positions == "learned":
             self.embed_positions = LearnedPositions(config)

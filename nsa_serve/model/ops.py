@@ -43,4 +43,5 @@ def act_mul(gate_up: Tensor, act: Activation) -> Tensor:
 
 
 def _use_kernels(x: Tensor) -> bool:
-    return x.is_cuda and not torch.is_grad_enabled() and has_kernels(x.device)
+    on_gpu = x.is_cuda or x.is_meta
+    return on_gpu and not torch.is_grad_enabled() and has_kernels(x.device)

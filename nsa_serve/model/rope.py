@@ -85,8 +85,9 @@ class Rope:
 def inverse_frequencies(
     head_dim: int, theta: float, scaling: RopeScaling | None
 ) -> tuple[Tensor, float]:
-    """Angle per position of each pair [head_dim / 2] float64, and the factor on cos and sin."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
+    """Angle per position of each pair [head_dim / 2] float64, and the factor on cos and sin; on the
+    CPU, wherever else a model is being built."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     inverse = theta**-exponent
     if scaling is None:
         return inverse, 1.0
@@ -115,7 +116,8 @@ def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: RopeScaling) ->
     low = max(math.floor(pair_turning(scaling.beta_fast)), 0)
     high = min(math.ceil(pair_turning(scaling.beta_slow)), head_dim - 1)
     width = max(high - low, 0.001)
-    stretch = ((torch.arange(head_dim // 2, dtype=torch.float64) - low) / width).clamp(0.0, 1.0)
+    places = torch.arange(head_dim // 2, dtype=torch.float64, device="cpu")
+    stretch = ((places - low) / width).clamp(0.0, 1.0)
     return inverse * (1.0 - stretch) + inverse / scaling.factor * stretch
 
 

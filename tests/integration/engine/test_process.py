@@ -13,10 +13,11 @@ import pytest
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.client import AsyncEngine
 from nsa_serve.engine.stand_in import OPTIONS_VARIABLE, expected_continuation
-from nsa_serve.errors import ConfigError, EngineDeadError, NsaServeError
+from nsa_serve.errors import ConfigError, EngineDeadError, ModelLoadError, NsaServeError
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
 from tests.support.async_engine import cpu_seconds, process_exists, running_engine, until
+from tests.support.model_folder import engine_config, write_sharp_folder
 
 STAND_IN = EngineConfig(runner="stand-in")
 SHORT = SamplingParams(max_tokens=8)
@@ -181,6 +182,12 @@ def test_a_model_that_cannot_be_loaded_is_one_line(monkeypatch: pytest.MonkeyPat
     error = _error_of_start(STAND_IN)
     assert isinstance(error, ConfigError)
     assert str(error) == "RuntimeError: no memory"
+
+
+def test_a_damaged_model_is_said_to_be_one(tmp_path: Path) -> None:
+    folder, _ = write_sharp_folder(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    assert isinstance(_error_of_start(engine_config(folder)), ModelLoadError)
 
 
 def test_a_process_that_dies_while_it_starts_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
