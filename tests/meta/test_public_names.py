@@ -61,5 +61,7 @@ def test_commands_are_these() -> None:
         "generate",
         "chat",
         "plan",
+        "train",
         "doctor",
+        "convert",
     ]
