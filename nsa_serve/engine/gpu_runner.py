@@ -77,7 +77,7 @@ class GpuRunner:
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
         self._known: dict[int, _Known] = {}
-        on_gpu = self._device.type == "cuda"
+        on_gpu = self._device.type != "cpu"
         self._sampler = GpuSampler(info.vocab_size, self._device, use_kernels=on_gpu)
         self._upload = Uploader(self._device)
         width = num_pages_for(info.max_model_len, info.page_size)

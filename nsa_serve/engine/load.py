@@ -1,11 +1,12 @@
 """What an engine is made of: the runner on one side of the socket, the text on the other."""
 
 from nsa_serve.config import EngineConfig
+from nsa_serve.engine.compile_ahead import start_early
 from nsa_serve.engine.runner import Runner
 from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.model.shapes import find_model, is_random
-from nsa_serve.text.tokenizer import Tokenizer
 from nsa_serve.text.byte_level import byte_level_backend
+from nsa_serve.text.tokenizer import Tokenizer
 
 
 def load_runner(config: EngineConfig) -> Runner:
@@ -14,9 +15,10 @@ def load_runner(config: EngineConfig) -> Runner:
         from nsa_serve.engine.stand_in import StandInRunner
 
         return StandInRunner(config)
+    compiling = start_early(config)
     from nsa_serve.engine.load_model import load_model_runner
 
-    return load_model_runner(config)
+    return load_model_runner(config, compiling)
 
 
 def load_text(config: EngineConfig) -> tuple[Tokenizer, GenerationDefaults]:

@@ -102,6 +102,8 @@ class CoreFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     """The core cannot go on (or not start); one line says why."""
 
     message: str
+    kind: str = ""
+    """Name of the error's class, where it is one of ours."""
 
 
 FromCore = Ready | StepOutputs | CoreFailed

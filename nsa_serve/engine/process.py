@@ -56,7 +56,8 @@ def _serve(sock: socket.socket) -> int:
     except Exception as error:
         if not isinstance(error, NsaServeError):
             logger.error("the engine failed", exc_info=error)
-        channel.send(CoreFailed(_one_line(error)))
+        kind = type(error).__name__ if isinstance(error, NsaServeError) else ""
+        channel.send(CoreFailed(_one_line(error), kind))
     return 1
 
 
