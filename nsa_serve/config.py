@@ -26,9 +26,23 @@ LayerKind = Literal["nsa", "dense"]
 DType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 
+_LARGEST = 2**31 - 1
+_WIDEST_HEAD = 2**16
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _require_sane(config: msgspec.Struct, prefix: str = "") -> None:
+    """No number is one that tensors, or the arithmetic around them, cannot have."""
+    for name in config.__struct_fields__:
+        value = getattr(config, name)
+        _require(
+            not isinstance(value, int) or value <= _LARGEST,
+            f"{prefix}{name} must be at most {_LARGEST}",
+        )
 
 
 class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,6 +109,7 @@ class NSAConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Queries at positions below this attend densely."""
 
     def __post_init__(self) -> None:
+        _require_sane(self, "nsa.")
         for name in (
             "compress_block",
             "compress_stride",
@@ -178,7 +193,12 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     mscale_all_dim: float | None = None
 
     def __post_init__(self) -> None:
+        _require_sane(self, "rope_scaling.")
         _require(self.factor >= 1.0, "rope_scaling.factor must be at least 1")
+        _require(
+            self.rope_type != "llama3" or 0.0 < self.low_freq_factor < self.high_freq_factor,
+            "rope_scaling.high_freq_factor must be above low_freq_factor, and both above 0",
+        )
         _require(
             self.rope_type == "linear" or self.original_max_position_embeddings > 0,
             f"rope_scaling {self.rope_type} needs original_max_position_embeddings",
@@ -222,6 +242,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Kind of each layer; empty stands for NSA everywhere if `nsa` is given, else dense."""
 
     def __post_init__(self) -> None:
+        _require_sane(self)
         for name in (
             "vocab_size",
             "hidden_size",
@@ -239,6 +260,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         )
         _require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even")
         _require(self.v_head_dim >= 0, "v_head_dim must not be negative")
+        for name in ("head_dim", "v_head_dim"):
+            _require(getattr(self, name) <= _WIDEST_HEAD, f"{name} must be at most {_WIDEST_HEAD}")
         _require(self.rope_theta > 0, "rope_theta must be positive")
         _require(self.rms_norm_eps > 0, "rms_norm_eps must be positive")
         _require(

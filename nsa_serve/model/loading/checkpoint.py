@@ -18,9 +18,15 @@ from nsa_serve.model.loading.folder import eos_token_ids
 from nsa_serve.model.loading.generation import read_generation
 from nsa_serve.model.loading.gguf import GGUFFile
 from nsa_serve.model.loading.json_file import read_json
-from nsa_serve.model.loading.pickled import pickled_files, read_pickled
+from nsa_serve.model.loading.pickled import read_pickled
 from nsa_serve.model.loading.recipes import Recipe
-from nsa_serve.model.loading.tensor_files import FLOAT_TYPES, has_tensors, list_tensors
+from nsa_serve.model.loading.tensor_files import (
+    FLOAT_TYPES,
+    PICKLED_SUFFIXES,
+    has_tensors,
+    list_tensors,
+    pickled_files,
+)
 from nsa_serve.model.loading.weights import load_recipes, plan_tensors
 from nsa_serve.model.loading.write import write_json
 from nsa_serve.model.loading.write_tensors import TYPES
@@ -54,8 +60,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Raises `ModelLoadError` with names for tensors that are missing, unknown or misshapen."""
     if not path.exists():
         raise ModelLoadError(f"{path} does not exist")
-    if path.is_file():
-        return _open_gguf(path) if path.suffix == ".gguf" else _open_pickled(path.parent, [path])
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
+    if path.suffix in PICKLED_SUFFIXES and path.is_file():
+        return _open_pickled(path.parent, [path])
+    if not path.is_dir():
+        suffixes = ", ".join(PICKLED_SUFFIXES)
+        raise ModelLoadError(
+            f"{path} is no checkpoint: that is a folder with a config.json, a .gguf file, or a "
+            f"state dict ({suffixes}) beside a config.json"
+        )
     if has_tensors(path):
         return _open_safetensors(path)
     if files := pickled_files(path):

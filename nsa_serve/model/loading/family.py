@@ -4,13 +4,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from nsa_serve.config import ModelConfig
 from nsa_serve.model.loading.recipes import Recipe, Shapes, renamed
 
 Fields = Mapping[str, Any]
 """The content of a config.json."""
+Factor = Annotated[float, msgspec.Meta(gt=0.0, le=1024.0)]
+"""Of a width, how many times as wide another is."""
 
 
 def as_it_is(target: str, config: ModelConfig) -> Recipe:

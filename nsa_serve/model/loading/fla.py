@@ -7,7 +7,7 @@ import msgspec
 
 from nsa_serve.config import ModelConfig, NSAConfig
 from nsa_serve.errors import ConfigError, ModelLoadError
-from nsa_serve.model.loading.family import Family
+from nsa_serve.model.loading.family import Factor, Family
 from nsa_serve.model.loading.json_file import convert
 from nsa_serve.model.loading.llama import activation
 from nsa_serve.model.loading.recipes import Names, Recipe, Shapes, renamed
@@ -50,7 +50,7 @@ class _Config(msgspec.Struct, kw_only=True):
     window_size: int = 512
     rope_theta: float = 10_000.0
     max_position_embeddings: int = 2048
-    hidden_ratio: float | None = 4
+    hidden_ratio: Factor | None = 4.0
     intermediate_size: int | None = None
     hidden_act: str = "swish"
     elementwise_affine: bool = True

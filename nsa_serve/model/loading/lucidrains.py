@@ -12,7 +12,7 @@ import msgspec
 
 from nsa_serve.config import ModelConfig, NSAConfig
 from nsa_serve.errors import ConfigError, ModelLoadError
-from nsa_serve.model.loading.family import Family, Fields
+from nsa_serve.model.loading.family import Factor, Family, Fields
 from nsa_serve.model.loading.json_file import convert
 from nsa_serve.model.loading.lucidrains_phi import phi_recipe, read_phi
 from nsa_serve.model.loading.recipes import Names, Recipe, Shapes, layer_of, renamed, rows
@@ -55,7 +55,7 @@ class _Attention(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     use_triton_kernel: bool = False
     query_heads_share_selected_kv: bool = True
     compress_mlp: str | dict[str, Any] | None = None
-    compress_mlp_expand_factor: float = 1.0
+    compress_mlp_expand_factor: Factor = 1.0
 
 
 class _Config(msgspec.Struct, kw_only=True):
@@ -67,7 +67,7 @@ class _Config(msgspec.Struct, kw_only=True):
     dim_head: int = 64
     heads: int = 8
     kv_heads: int | None = None
-    ff_expansion_factor: float = 4.0
+    ff_expansion_factor: Factor = 4.0
     use_sparse_attn: bool = False
     causal: bool = True
     sparse_attn_kwargs: _Attention

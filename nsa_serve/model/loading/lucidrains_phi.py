@@ -11,6 +11,7 @@ import msgspec
 
 from nsa_serve.config import NSAConfig
 from nsa_serve.errors import ConfigError
+from nsa_serve.model.loading.family import Factor
 from nsa_serve.model.loading.recipes import Recipe, Shapes, renamed
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Network(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A class of compress_networks and those of its arguments that are not known otherwise."""
 
     type: str
-    expand_factor: float = 1.0
+    expand_factor: Factor = 1.0
     heads: int = 0
     num_layers: int = 1
     num_heads: int = 0

@@ -40,6 +40,7 @@ NAMES = Names(
         },
     }
 )
+_SECTIONS = ("model", "nsa")
 
 
 class _Config(msgspec.Struct, kw_only=True):
@@ -67,7 +68,12 @@ class _Config(msgspec.Struct, kw_only=True):
 
 def read_config(path: Path, fields: dict[str, Any], shapes: Shapes) -> ModelConfig:
     """The configuration; raises `ModelLoadError` for variants that are not served."""
+    for name in _SECTIONS:
+        if name in fields and not isinstance(fields[name], dict):
+            raise ModelLoadError(f"{path}: Expected `object` - at `$.{name}`")
     vibe = convert(path, _flat(fields), _Config)
+    if vibe.d_v < 1:
+        raise ModelLoadError(f"{path}: d_v must be at least 1")
     if vibe.phi != "avg" or vibe.gate_temp != 1.0:
         raise ModelLoadError(f"{path}: phi must be avg and gate_temp 1.0, nothing else is read")
     try:
@@ -107,7 +113,7 @@ def read_config(path: Path, fields: dict[str, Any], shapes: Shapes) -> ModelConf
 
 
 def _flat(fields: Fields) -> dict[str, Any]:
-    sections = [fields[name] for name in ("model", "nsa") if isinstance(fields.get(name), dict)]
+    sections = [fields[name] for name in _SECTIONS if isinstance(fields.get(name), dict)]
     return {key: value for part in (fields, *sections) for key, value in part.items()}
 
 

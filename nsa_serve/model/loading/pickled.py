@@ -12,15 +12,9 @@ from torch import Tensor
 from nsa_serve.errors import ModelLoadError
 from nsa_serve.model.loading.json_file import one_line
 
-_SUFFIXES = (".pt", ".pth", ".bin")
 _WRAPPINGS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """What wrappers of a module put before every name."""
-
-
-def pickled_files(folder: Path) -> list[Path]:
-    """Files of a folder that torch.save may have written."""
-    return sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from nsa_serve.model.loading.json_file import one_line, read_json
 FLOAT_TYPES = ("F32", "F16", "BF16")
 """safetensors' names of the types that weights may have."""
 
+PICKLED_SUFFIXES = (".pt", ".pth", ".bin")
+"""Of files that torch.save may have written, which only a conversion reads."""
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -34,14 +36,18 @@ def has_tensors(folder: Path) -> bool:
     return (folder / _SINGLE).exists() or (folder / _INDEX).exists()
 
 
+def pickled_files(folder: Path) -> list[Path]:
+    """Files of a folder that torch.save may have written."""
+    return sorted(path for path in folder.glob("*") if path.suffix in PICKLED_SUFFIXES)
+
+
 def list_tensors(folder: Path) -> dict[str, TensorInfo]:
     """All tensors by name; raises `ModelLoadError` if a file is missing, damaged or of no use."""
     single = folder / _SINGLE
     if single.exists():
         return _read_header(single)
     if not (folder / _INDEX).exists():
-        pickled = any(folder.glob("*.pt")) or any(folder.glob("*.bin"))
-        hint = ", only what `nsa-serve convert` may read" if pickled else ""
+        hint = ", only what `nsa-serve convert` may read" if pickled_files(folder) else ""
         raise ModelLoadError(f"{folder} has neither {_SINGLE} nor {_INDEX}{hint}")
     return _read_shards(folder)
 

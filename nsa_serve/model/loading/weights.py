@@ -15,7 +15,7 @@ from nsa_serve.config import ModelConfig
 from nsa_serve.errors import ConfigError, ModelLoadError
 from nsa_serve.model.decoder import Decoder, expected_tensors
 from nsa_serve.model.loading.family import Family
-from nsa_serve.model.loading.folder import ModelFolder
+from nsa_serve.model.loading.folder import ModelFolder, shapes_of
 from nsa_serve.model.loading.json_file import one_line
 from nsa_serve.model.loading.recipes import Recipe, Shapes, renamed
 from nsa_serve.model.loading.tensor_files import list_tensors
@@ -97,8 +97,7 @@ def _read(
 def check_recipes(folder: ModelFolder, config: ModelConfig) -> dict[str, Recipe]:
     """How each tensor of a decoder of `config` is made of the folder's; everything else in the
     folder must be known to be of no use. Raises `ModelLoadError` before any data is read."""
-    shapes = {name: tensor.shape for name, tensor in list_tensors(folder.path).items()}
-    return plan_tensors(folder.path, folder.family, shapes, folder.config, config)
+    return plan_tensors(folder.path, folder.family, shapes_of(folder.path), folder.config, config)
 
 
 def plan_tensors(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,37 +15,19 @@ from nsa_serve.errors import ConfigError, ModelLoadError
 from nsa_serve.model.loading import convert
 from nsa_serve.model.loading.folder import ModelFolder, resolve_model
 from nsa_serve.model.loading.weights import load_decoder
-from nsa_serve.model.loading.write import OUR_MODEL_TYPE, write_json
+from nsa_serve.model.loading.write import OUR_MODEL_TYPE
 from nsa_serve.text.tokenizer import Tokenizer
 from tests.support.gguf_files import kind_of, random_weights, write_gguf
 from tests.support.model_folders import edit_json, write_tiny_folder
-from tests.support.originals import fla, llama_nsa, nsa_vibe, xunhao
-from tests.support.originals.lucidrains import PHIS, SIZES, Original
+from tests.support.originals import llama_nsa, nsa_vibe, xunhao
+from tests.support.originals.every import WRITERS
 
-WRITERS: dict[str, Callable[[Path], Any]] = {
-    "ours": write_tiny_folder,
-    "fla": lambda folder: fla.write_random(folder, fla.SIZES["biased"]),
-    "llama_nsa": llama_nsa.write_random,
-    "xunhao": xunhao.write_random,
-    "fsa": lambda folder: xunhao.write_random(folder, one_gate=True),
-    "nsa_vibe": nsa_vibe.write_random,
-    "lucidrains": lambda folder: Original(PHIS["conv"], **SIZES["overlapping"]).write(folder),
-}
 NAMES = {
     "ours": "nsa_serve",
     "fla": "nsa",
     "llama_nsa": "llama-nsa",
     "fsa": "xunhao",
     "nsa_vibe": "nsa-vibe",
-}
-A_TENSOR = {
-    "ours": "model.layers.1.self_attn.q_proj.weight",
-    "fla": "model.layers.1.attn.g_proj.weight",
-    "llama_nsa": "model.layers.1.self_attn.g_proj.weight",
-    "xunhao": "layers.1.nsa.compress_key",
-    "fsa": "layers.1.nsa.gate.0.weight",
-    "nsa_vibe": "blocks.1.attn.W_K_cmp.weight",
-    "lucidrains": "layers.1.0.to_qkv.weight",
 }
 
 
@@ -139,43 +120,6 @@ def test_a_tokenizer_of_another_model_is_refused_by_its_own_name(tmp_path: Path)
     with pytest.raises(ModelLoadError, match="other: the tokenizer has 259 tokens") as caught:
         run(tmp_path / "source", tmp_path / "target", tokenizer=other)
     assert ".part-" not in str(caught.value)
-
-
-def test_a_missing_tensor_is_named(family: str, tmp_path: Path) -> None:
-    WRITERS[family](tmp_path)
-    state = _stored(tmp_path)
-    del state[A_TENSOR[family]]
-    save_file(state, tmp_path / "model.safetensors")
-    _refused(tmp_path, f"no tensor {A_TENSOR[family]}")
-
-
-def test_an_unknown_tensor_is_named(family: str, tmp_path: Path) -> None:
-    WRITERS[family](tmp_path)
-    save_file(_stored(tmp_path) | {"a.new.weight": torch.ones(3)}, tmp_path / "model.safetensors")
-    _refused(tmp_path, "config.json has no place for tensor a.new.weight")
-
-
-def test_a_tensor_of_another_shape_is_named(family: str, tmp_path: Path) -> None:
-    WRITERS[family](tmp_path)
-    state = _stored(tmp_path)
-    state[A_TENSOR[family]] = state[A_TENSOR[family]][:-1].clone()
-    save_file(state, tmp_path / "model.safetensors")
-    _refused(tmp_path, f"{A_TENSOR[family]} has shape {list(state[A_TENSOR[family]].shape)}")
-
-
-def _refused(source: Path, cause: str) -> None:
-    """By conversion and by loading, in one line, with nothing left behind."""
-    target = source.parent / "target"
-    for attempt in (
-        lambda: run(source, target),
-        lambda: load_decoder(resolve_model(str(source))),
-    ):
-        with pytest.raises(ModelLoadError) as caught:
-            attempt()
-        assert cause in str(caught.value)
-        assert "\n" not in str(caught.value)
-    assert not target.exists()
-    assert not list(source.parent.glob(".part-*"))
 
 
 def _pickle(folder: Path, name: str, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
@@ -320,32 +264,3 @@ def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
     assert fractions == sorted(fractions)
     assert fractions[-1] == 1.0
     assert len(fractions) == len(_stored(source))
-
-
-def test_a_contradictory_compressor_is_named(tmp_path: Path) -> None:
-    original = Original(PHIS["conv"], **SIZES["overlapping"])
-    original.write(tmp_path)
-    attention = original.config["sparse_attn_kwargs"] | {"compress_mlp": "AttentionPool"}
-    write_json(tmp_path / "config.json", original.config | {"sparse_attn_kwargs": attention})
-    _refused(tmp_path, "compress_mlp is AttentionPool, the tensors are those of ConvLinearCompress")
-
-
-@pytest.mark.parametrize(
-    ("changes", "cause"),
-    [
-        ({"causal": False}, "use_sparse_attn and causal must be true"),
-        ({"sparse_attn_kwargs": {"num_selected_blocks": 0}}, "num_selected_blocks must be at"),
-        ({"sparse_attn_kwargs": {"query_heads_share_selected_kv": False}}, "selects together"),
-        ({"sparse_attn_kwargs": {"compress_mlp": "Magic"}}, "'Magic' is none of MLP, Conv"),
-        ({"sparse_attn_kwargs": {"compress_block_overlap_len": 0}}, "compress_block_overlap_len"),
-    ],
-)
-def test_arguments_that_are_not_served_are_named(
-    changes: dict[str, Any], cause: str, tmp_path: Path
-) -> None:
-    original = Original(PHIS["default"], **SIZES["overlapping"])
-    original.write(tmp_path)
-    attention = original.config["sparse_attn_kwargs"] | changes.pop("sparse_attn_kwargs", {})
-    config = original.config | changes | {"sparse_attn_kwargs": attention}
-    (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
-    _refused(tmp_path, cause)
