@@ -196,7 +196,10 @@ def _check_writable(*paths: Path | None) -> None:
             raise ConfigError(f"{path} is a folder, expected a file to write")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            was_there = path.exists()
             path.open("ab").close()
+            if not was_there:
+                path.unlink()
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
 

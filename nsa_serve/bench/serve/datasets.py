@@ -45,9 +45,7 @@ def file_samples(
     assert path is not None
     read = _read_sharegpt if options.dataset == "sharegpt" else _read_jsonl
     found = [
-        sample
-        for prompt, length in read(path, sizer)
-        if (sample := _sized(prompt, options.output_len or length, sizer)) is not None
+        _sized(prompt, options.output_len or length, sizer) for prompt, length in read(path, sizer)
     ]
     if not found:
         raise ConfigError(f"{path} holds no usable prompt")
@@ -79,12 +77,9 @@ def _join(prefix: Any, rest: Any) -> Any:
     return f"{prefix} {rest}" if isinstance(prefix, str) and prefix else prefix + rest
 
 
-def _sized(prompt: str | Messages, max_tokens: int, sizer: Sizer) -> Sample | None:
+def _sized(prompt: str | Messages, max_tokens: int, sizer: Sizer) -> Sample:
     text = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
-    num_tokens = sizer.count(text)
-    if min(num_tokens, max_tokens) < (_MIN_TOKENS if isinstance(prompt, str) else 1):
-        return None
-    return Sample(prompt=prompt, max_tokens=max_tokens, prompt_tokens=num_tokens)
+    return Sample(prompt=prompt, max_tokens=max_tokens, prompt_tokens=sizer.count(text))
 
 
 class _Turn(msgspec.Struct, frozen=True):
@@ -105,8 +100,9 @@ def _read_sharegpt(path: Path, sizer: Sizer) -> Iterator[tuple[str, int]]:
         raise ConfigError(f"{path} is no list of conversations: {one_line(error)}") from None
     for conversation in conversations:
         if len(conversation.conversations) >= 2:
-            question, answer = conversation.conversations[:2]
-            yield question.value, sizer.count(answer.value)
+            question, answer = (turn.value for turn in conversation.conversations[:2])
+            if min(map(sizer.count, (question, answer))) >= _MIN_TOKENS:
+                yield question, sizer.count(answer)
 
 
 class _Line(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ class Chunk(msgspec.Struct, frozen=True):
 
     choices: list[Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw()
 
 
 class EventReader:
@@ -119,8 +119,8 @@ class AnswerReader:
             chunk = self._decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise StreamError(f"an event is no chunk: {_shown(data)}") from None
-        if chunk.error is not None and bytes(chunk.error) != b"null":
-            raise StreamError(_shown(bytes(chunk.error)))
+        if (error := bytes(chunk.error)) not in (b"", b"null"):
+            raise StreamError(_shown(error))
         if chunk.usage is not None:
             self.usage = chunk.usage
         if chunk.choices:

@@ -132,6 +132,10 @@ class Target:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> TargetError:
+        if isinstance(error, TimeoutError):
+            return TargetError(
+                f"{self.options.root} gave no answer within {self.options.timeout:g} s"
+            )
         cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
         return TargetError(f"cannot reach {self.options.root}: {one_line(cause)}")
 
