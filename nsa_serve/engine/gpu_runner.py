@@ -112,6 +112,11 @@ class GpuRunner:
         self._steps.capture_first(batches)
 
     @property
+    def num_graphs(self) -> int:
+        """CUDA graphs captured so far."""
+        return self._steps.num_graphs
+
+    @property
     def caches(self) -> list[LayerCache]:
         """Of each layer."""
         return self._layers.caches

@@ -1,5 +1,7 @@
 """From a decoder on a GPU to a runner: try the worst step, size the caches, capture graphs."""
 
+import logging
+import time
 from dataclasses import replace
 
 import torch
@@ -22,6 +24,8 @@ from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.device import DeviceAttention
 from nsa_serve.model.paged import cache_layouts
 from nsa_serve.params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 TRIAL_PAGES = 4
 """Of the caches with which the first steps are tried."""
@@ -52,8 +56,10 @@ def load_gpu_runner(
         torch.cuda.set_device(device)
     trial = replace(info, num_pages=TRIAL_PAGES)
     weights = torch.cuda.memory_allocated(device)
+    began = time.monotonic()
     if compiling is not None:
         compiling.wait()
+    compiled = time.monotonic()
     try:
         runner = runner_over(decoder, kernels, trial, dtype, use_graphs=False)
         buffers = torch.cuda.memory_allocated(device) - weights
@@ -66,6 +72,8 @@ def load_gpu_runner(
             "or max_num_seqs helps"
         ) from None
     run_short_step(runner)
+    torch.cuda.synchronize(device)
+    tried = time.monotonic()
     del runner
     free = cache_bytes(config, device, buffers + worst_step, decode_step)
     cost = cache_cost(decoder.config, info.page_size, dtype)
@@ -80,6 +88,13 @@ def load_gpu_runner(
     )
     runner = runner_over(decoder, kernels, info, dtype, use_graphs=not config.enforce_eager)
     runner.warm_up(_FIRST_BATCHES)
+    logger.info(
+        "waited %.1f s for kernels; first steps took %.1f s, caches and %d graphs %.1f s",
+        compiled - began,
+        tried - compiled,
+        runner.num_graphs,
+        time.monotonic() - tried,
+    )
     return runner
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import time
 from dataclasses import replace
 
 import msgspec
@@ -77,8 +78,10 @@ def _load(config: EngineConfig, compiling: CompileAhead | None) -> Runner:
     info = replace(info, device=str(device))
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    began = time.monotonic()
     decoder = _load_decoder(config, folder, device, dtype).join()
     if on_gpu:
+        logger.info("loaded the weights in %.1f s", time.monotonic() - began)
         from nsa_serve.engine.load_gpu import load_gpu_runner
 
         return load_gpu_runner(config, decoder, info, compiling)
