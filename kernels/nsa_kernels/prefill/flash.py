@@ -13,18 +13,94 @@ import triton.language as tl
 from torch import Tensor
 
 from nsa_kernels.prefill.gather import GatheredSlots
-from nsa_kernels.prefill.ranges import keys_range, slots_range
+from nsa_kernels.prefill.ranges import keys_sums, slots_sums
 from nsa_kernels.prefill.sizes import LOG2_E, Heads, LayerSizes
 from nsa_kernels.prefill.tiles import (
     deliver,
+    far_off,
     gate_of,
     load_part,
     next_power_of_2,
-    row_logits,
     softmax_end,
-    softmax_step,
 )
 from nsa_kernels.prefill.work import PrefillWork
+
+
+@triton.jit
+def _deliver_compressed(
+    out: tl.tensor,
+    lse: tl.tensor,
+    gates: tl.tensor,
+    place: tl.tensor,
+    lse_at: tl.tensor,
+    gate_at: tl.tensor,
+    keep: tl.tensor,
+    top: tl.tensor,
+    total: tl.tensor,
+    acc: tl.tensor,
+    VALUES: tl.constexpr,
+    GATED: tl.constexpr,
+    LOGITS: tl.constexpr,
+    DV: tl.constexpr,
+) -> None:
+    # +inf where nothing is seen, so that exp2(s − lse) is 0.
+    log_sum = tl.where(total == 0.0, float("inf"), top + tl.log2(total))
+    tl.store(lse + lse_at, log_sum, mask=keep)
+    if VALUES:
+        gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
+        deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], False, DV)
+
+
+@triton.jit
+def _keys_branch(
+    out: tl.tensor,
+    gates: tl.tensor,
+    place: tl.tensor,
+    gate_at: tl.tensor,
+    keep: tl.tensor,
+    q: tl.tensor,
+    q_rest: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    table: tl.tensor,
+    positions: tl.tensor,
+    start: tl.tensor,
+    last: tl.tensor,
+    kv_head: tl.tensor,
+    scale: tl.tensor,
+    ADD: tl.constexpr,
+    GATED: tl.constexpr,
+    LOGITS: tl.constexpr,
+    FIXED: tl.constexpr,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PADDED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> None:
+    """The window (WINDOW > 0) or causal attention to all keys, gated, for rows to keep."""
+    _, total, acc = keys_sums(
+        q, q_rest, k, v, table, positions, start, last, kv_head, scale, FIXED, WINDOW, D, D_FIRST,
+        D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
+    )  # fmt: skip
+    lost = far_off(total, acc, keep)
+    gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
+    mixed = softmax_end(total, acc) * gate[:, None]
+    deliver(out, place, keep & ~(lost & FIXED), mixed, ADD, DV)
+    if FIXED:  # noqa: SIM102 - decided when compiling, the other when running
+        if tl.max(lost.to(tl.int32), 0) > 0:
+            _, again_total, again = keys_sums(
+                q, q_rest, k, v, table, positions, start, last, kv_head, scale, False, WINDOW, D,
+                D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
+            )  # fmt: skip
+            again_gate = gate_of(gates, gate_at, lost, GATED, LOGITS)
+            again_mixed = softmax_end(again_total, again) * again_gate[:, None]
+            deliver(out, place, lost, again_mixed, ADD, DV)
 
 
 @triton.jit(do_not_specialize=["num_slots", "table_width", "dense_end"])
@@ -83,6 +159,7 @@ def flash_kernel(
     PAGE: tl.constexpr,
     SLOTS: tl.constexpr,
     KEYS: tl.constexpr,
+    FIXED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
     ROWS: tl.constexpr = QUERIES * GROUP_PADDED
@@ -116,51 +193,37 @@ def flash_kernel(
         seen = (positions + 1 - STRICT) // STRIDE
         seen_by_all = (start + 1 - STRICT) // STRIDE
         seen_by_last = (last - STRICT) // STRIDE
-        top = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
-        if MEMORY > 0:
-            lanes = tl.arange(0, MEMORY_PADDED)
-            exists = lanes < MEMORY
-            k_first = k_memory + kv_head * MEMORY * D
-            s = row_logits(
-                qc, qc_rest, k_first, lanes * D, exists, True, D, D_FIRST, D_REST, PRECISION
-            )
-            s = tl.where(exists[None, :], s, float("-inf"))
-            values = s
-            if VALUES:
-                v_first = v_memory + kv_head * MEMORY * DV
-                values = load_part(v_first, lanes * DV, exists, True, 0, DV_PADDED, DV).to(COMPUTE)
-            top, total, acc = softmax_step(
-                s, values, top, total, acc, scale, True, VALUES, PRECISION
-            )
-        HEAD: tl.constexpr = (FIRST_SLOT + SLOTS - 1) // SLOTS * SLOTS
-        unmasked = tl.maximum(seen_by_all // SLOTS * SLOTS, HEAD)
         k_first = k_slots + slot_row * D
         v_first = v_slots
+        k_mem = k_memory
+        v_mem = v_memory
         if VALUES:
             v_first = v_slots + slot_row * DV
-        if FIRST_SLOT > 0:
-            top, total, acc = slots_range(
-                qc, qc_rest, top, total, acc, 0, tl.minimum(HEAD, seen_by_last), k_first, v_first,
-                seen, seen_by_last, scale, True, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV,
-                DV_PADDED, SLOTS, PRECISION,
-            )  # fmt: skip
-        top, total, acc = slots_range(
-            qc, qc_rest, top, total, acc, HEAD, unmasked, k_first, v_first, seen, seen_by_last,
-            scale, False, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
-        )  # fmt: skip
-        top, total, acc = slots_range(
-            qc, qc_rest, top, total, acc, unmasked, seen_by_last, k_first, v_first, seen,
-            seen_by_last, scale, True, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED,
+        if MEMORY > 0:
+            k_mem = k_memory + kv_head * MEMORY * D
+            v_mem = v_memory + kv_head * MEMORY * DV
+        top, total, acc = slots_sums(
+            qc, qc_rest, k_first, v_first, k_mem, v_mem, seen, seen_by_all, seen_by_last, scale,
+            FIXED, MEMORY, MEMORY_PADDED, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED,
             SLOTS, PRECISION,
         )  # fmt: skip
-        # +inf where nothing is seen, so that exp2(s − lse) is 0.
-        log_sum = tl.where(total == 0.0, float("inf"), top + tl.log2(total))
-        tl.store(lse + token * HEADS + head, log_sum, mask=keep)
-        if VALUES:
-            gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
-            deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], False, DV)
+        sees = keep & ((seen > FIRST_SLOT) | (MEMORY > 0))
+        lost = far_off(total, acc, sees)
+        _deliver_compressed(
+            out, lse, gates, place, token * HEADS + head, gate_at, keep & ~(lost & FIXED), top,
+            total, acc, VALUES, GATED, LOGITS, DV,
+        )  # fmt: skip
+        if FIXED:  # noqa: SIM102 - decided when compiling, the other when running
+            if tl.max(lost.to(tl.int32), 0) > 0:
+                again_top, again_total, again = slots_sums(
+                    qc, qc_rest, k_first, v_first, k_mem, v_mem, seen, seen_by_all, seen_by_last,
+                    scale, False, MEMORY, MEMORY_PADDED, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV,
+                    DV_PADDED, SLOTS, PRECISION,
+                )  # fmt: skip
+                _deliver_compressed(
+                    out, lse, gates, place, token * HEADS + head, gate_at, lost, again_top,
+                    again_total, again, VALUES, GATED, LOGITS, DV,
+                )  # fmt: skip
 
     if WINDOW > 0 or DENSE:
         at = token * q_token + head * q_head
@@ -174,37 +237,20 @@ def flash_kernel(
                 ql_rest = load_part(q, at, keep, True, D_FIRST, D_REST, D).to(COMPUTE)
 
     if WINDOW > 0:
-        top = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
-        low = tl.maximum(start - WINDOW + 1, 0) // KEYS * KEYS
-        top, total, acc = keys_range(
-            ql, ql_rest, top, total, acc, low, last, k_window, v_window, table, positions, last,
-            kv_head, scale, True, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
-            PRECISION,
+        _keys_branch(
+            out, gates, place, gate_at + 2 * gate_branch, keep, ql, ql_rest, k_window, v_window,
+            table, positions, start, last, kv_head, scale, VALUES, GATED, LOGITS, FIXED, WINDOW, D,
+            D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
         )  # fmt: skip
-        gate = gate_of(gates, gate_at + 2 * gate_branch, keep, GATED, LOGITS)
-        deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], VALUES, DV)
 
-    if DENSE:
-        top = tl.full([ROWS], float("-inf"), tl.float32)
-        total = tl.zeros([ROWS], tl.float32)
-        acc = tl.zeros([ROWS, DV_PADDED], tl.float32)
-        high = tl.where(start < dense_end, last, 0)
-        unmasked = tl.minimum((start + 1) // KEYS * KEYS, high)
-        top, total, acc = keys_range(
-            ql, ql_rest, top, total, acc, 0, unmasked, k_dense, v_dense, table, positions, last,
-            kv_head, scale, False, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
-            PRECISION,
-        )  # fmt: skip
-        top, total, acc = keys_range(
-            ql, ql_rest, top, total, acc, unmasked, high, k_dense, v_dense, table, positions, last,
-            kv_head, scale, True, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
-            PRECISION,
-        )  # fmt: skip
-        gate = gate_of(gates, gate_at + gate_branch, keep & (positions < dense_end), GATED, LOGITS)
-        add: tl.constexpr = VALUES or WINDOW > 0
-        deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], add, DV)
+    if DENSE:  # noqa: SIM102 - decided when compiling, the other when running
+        if start < dense_end:
+            early = keep & (positions < dense_end)
+            _keys_branch(
+                out, gates, place, gate_at + gate_branch, early, ql, ql_rest, k_dense, v_dense,
+                table, positions, start, last, kv_head, scale, VALUES or WINDOW > 0, GATED, LOGITS,
+                FIXED, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
+            )  # fmt: skip
 
 
 def attend_tiles(work: PrefillWork, slots: GatheredSlots, lse: Tensor) -> None:
@@ -281,4 +327,5 @@ def flash_shape(heads: Heads) -> dict[str, Any]:
         "PAGE": heads.page_size,
         "SLOTS": heads.tuning.flash_slots,
         "KEYS": heads.tuning.flash_keys,
+        "FIXED": heads.fixed_top,
     }

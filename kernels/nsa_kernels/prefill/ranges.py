@@ -1,26 +1,39 @@
-"""Loops of online softmax over runs of compressed slots, and of tokens in pages."""
+"""Steps and loops of softmax over runs of compressed slots, and of tokens in pages.
+
+Sums are (top, total, acc). If FIXED, FIRST says that a tile decides what `top` is for all others;
+if not, `top` follows the maximum from tile to tile.
+"""
 
 import triton
 import triton.language as tl
 
-from nsa_kernels.prefill.tiles import load_part, page_offsets, row_logits, softmax_step
+from nsa_kernels.prefill.tiles import (
+    fixed_top,
+    load_part,
+    no_sums,
+    page_offsets,
+    row_logits,
+    softmax_step,
+    total_of,
+)
 
 
 @triton.jit
-def slots_range(
+def _slots_tile(
     q: tl.tensor,
     q_rest: tl.tensor,
     top: tl.tensor,
     total: tl.tensor,
     acc: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
+    start: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
     seen: tl.tensor,
     last: tl.tensor,
     scale: tl.tensor,
+    FIRST: tl.constexpr,
     MASKED: tl.constexpr,
+    FIXED: tl.constexpr,
     FIRST_SLOT: tl.constexpr,
     VALUES: tl.constexpr,
     D: tl.constexpr,
@@ -31,37 +44,101 @@ def slots_range(
     SLOTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """Slots [low, high) in tiles of SLOTS, for rows that see the first `seen` [rows] of them.
-    Those at `last` and behind are never read."""
+    """Slots [start, start + SLOTS) for rows that see the first `seen` [rows] of all. Those at
+    `last` and behind are never read."""
     lanes = tl.arange(0, SLOTS)
-    for start in tl.range(low, high, SLOTS):
-        slots = start + lanes
-        keep = slots < last
-        s = row_logits(
-            q, q_rest, k + start * D, lanes * D, keep, MASKED, D, D_FIRST, D_REST,
-            PRECISION,
-        )  # fmt: skip
-        if MASKED:
-            visible = (slots[None, :] < seen[:, None]) & (slots >= FIRST_SLOT)[None, :]
-            s = tl.where(visible, s, float("-inf"))
-        values = s
-        if VALUES:
-            values = load_part(v + start * DV, lanes * DV, keep, MASKED, 0, DV_PADDED, DV).to(
-                q.dtype
-            )
-        top, total, acc = softmax_step(s, values, top, total, acc, scale, MASKED, VALUES, PRECISION)
-    return top, total, acc
+    slots = start + lanes
+    keep = slots < last
+    s = row_logits(q, q_rest, k + start * D, lanes * D, keep, MASKED, D, D_FIRST, D_REST, PRECISION)
+    if MASKED:
+        visible = (slots[None, :] < seen[:, None]) & (slots >= FIRST_SLOT)[None, :]
+        s = tl.where(visible, s, float("-inf"))
+    if FIRST:
+        top = fixed_top(s, scale)
+    values = s
+    if VALUES:
+        values = load_part(v + start * DV, lanes * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
+    return softmax_step(s, values, top, total, acc, scale, MASKED, VALUES, FIXED, PRECISION)
 
 
 @triton.jit
-def keys_range(
+def slots_sums(
+    q: tl.tensor,
+    q_rest: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    k_memory: tl.tensor,
+    v_memory: tl.tensor,
+    seen: tl.tensor,
+    seen_by_all: tl.tensor,
+    last: tl.tensor,
+    scale: tl.tensor,
+    FIXED: tl.constexpr,
+    MEMORY: tl.constexpr,
+    MEMORY_PADDED: tl.constexpr,
+    FIRST_SLOT: tl.constexpr,
+    VALUES: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PADDED: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Sums over memory and slots [FIRST_SLOT, seen) of each row; all rows see `seen_by_all`, and
+    none sees `last` or what is behind."""
+    top, total, acc = no_sums(q.shape[0], DV_PADDED, FIXED)
+    # Tiles before HEAD are masked, for the sake of those slots that do not exist; one such tile
+    # there always is if it has to give a top.
+    HEAD: tl.constexpr = (FIRST_SLOT + SLOTS - 1) // SLOTS * SLOTS
+    DONE: tl.constexpr = SLOTS if FIXED else 0
+    if FIXED:
+        for start in tl.range(0, tl.minimum(SLOTS, last), SLOTS):  # once: a loop is pipelined
+            top, total, acc = _slots_tile(
+                q, q_rest, top, total, acc, start, k, v, seen, last, scale, True, True, True,
+                FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
+            )  # fmt: skip
+    if MEMORY > 0:
+        lanes = tl.arange(0, MEMORY_PADDED)
+        exists = lanes < MEMORY
+        s = row_logits(q, q_rest, k_memory, lanes * D, exists, True, D, D_FIRST, D_REST, PRECISION)
+        s = tl.where(exists[None, :], s, float("-inf"))
+        values = s
+        if VALUES:
+            values = load_part(v_memory, lanes * DV, exists, True, 0, DV_PADDED, DV).to(q.dtype)
+        top, total, acc = softmax_step(
+            s, values, top, total, acc, scale, True, VALUES, FIXED, PRECISION
+        )
+    if HEAD > DONE:
+        for start in tl.range(DONE, tl.minimum(HEAD, last), SLOTS):
+            top, total, acc = _slots_tile(
+                q, q_rest, top, total, acc, start, k, v, seen, last, scale, False, True, FIXED,
+                FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
+            )  # fmt: skip
+    low: tl.constexpr = HEAD if HEAD > DONE else DONE
+    unmasked = tl.maximum(seen_by_all // SLOTS * SLOTS, low)
+    for start in tl.range(low, unmasked, SLOTS):
+        top, total, acc = _slots_tile(
+            q, q_rest, top, total, acc, start, k, v, seen, last, scale, False, False, FIXED,
+            FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
+        )  # fmt: skip
+    for start in tl.range(unmasked, last, SLOTS):
+        top, total, acc = _slots_tile(
+            q, q_rest, top, total, acc, start, k, v, seen, last, scale, False, True, FIXED,
+            FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
+        )  # fmt: skip
+    return top, total_of(total, FIXED), acc
+
+
+@triton.jit
+def _keys_tile(
     q: tl.tensor,
     q_rest: tl.tensor,
     top: tl.tensor,
     total: tl.tensor,
     acc: tl.tensor,
-    low: tl.tensor,
-    high: tl.tensor,
+    start: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
     table: tl.tensor,
@@ -69,7 +146,9 @@ def keys_range(
     last: tl.tensor,
     kv_head: tl.tensor,
     scale: tl.tensor,
+    FIRST: tl.constexpr,
     MASKED: tl.constexpr,
+    FIXED: tl.constexpr,
     WINDOW: tl.constexpr,
     D: tl.constexpr,
     D_FIRST: tl.constexpr,
@@ -81,20 +160,83 @@ def keys_range(
     KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
-    """Tokens [low, high) of the pages in tiles of KEYS. MASKED: only those that a row's position
-    sees, the last WINDOW of them (0: all), and none at `last` or behind it."""
-    lanes = tl.arange(0, KEYS)
-    for start in tl.range(low, high, KEYS):
-        keys = start + lanes
-        keep = keys < last
-        rows = page_offsets(table, start, last, kv_head, KV_HEADS, PAGE, KEYS)
-        s = row_logits(q, q_rest, k, rows * D, keep, MASKED, D, D_FIRST, D_REST, PRECISION)
-        if MASKED:
-            age = positions[:, None] - keys[None, :]
-            if WINDOW > 0:
-                s = tl.where(age.to(tl.uint32, bitcast=True) < WINDOW, s, float("-inf"))
-            else:
-                s = tl.where(age >= 0, s, float("-inf"))
-        values = load_part(v, rows * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
-        top, total, acc = softmax_step(s, values, top, total, acc, scale, MASKED, True, PRECISION)
-    return top, total, acc
+    """Tokens [start, start + KEYS) of the pages. MASKED: only those that a row's position sees, the
+    last WINDOW of them (0: all), and none at `last` or behind it."""
+    keys = start + tl.arange(0, KEYS)
+    keep = keys < last
+    rows = page_offsets(table, start, last, kv_head, KV_HEADS, PAGE, KEYS)
+    s = row_logits(q, q_rest, k, rows * D, keep, MASKED, D, D_FIRST, D_REST, PRECISION)
+    if MASKED:
+        age = positions[:, None] - keys[None, :]
+        if WINDOW > 0:
+            s = tl.where(age.to(tl.uint32, bitcast=True) < WINDOW, s, float("-inf"))
+        else:
+            s = tl.where(age >= 0, s, float("-inf"))
+    if FIRST:
+        top = fixed_top(s, scale)
+    values = load_part(v, rows * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
+    return softmax_step(s, values, top, total, acc, scale, MASKED, True, FIXED, PRECISION)
+
+
+@triton.jit
+def keys_sums(
+    q: tl.tensor,
+    q_rest: tl.tensor,
+    k: tl.tensor,
+    v: tl.tensor,
+    table: tl.tensor,
+    positions: tl.tensor,
+    start: tl.tensor,
+    last: tl.tensor,
+    kv_head: tl.tensor,
+    scale: tl.tensor,
+    FIXED: tl.constexpr,
+    WINDOW: tl.constexpr,
+    D: tl.constexpr,
+    D_FIRST: tl.constexpr,
+    D_REST: tl.constexpr,
+    DV: tl.constexpr,
+    DV_PADDED: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+) -> tl.tensor:
+    """Sums over the keys at a row's position and before it, the last WINDOW of them (0: all).
+    Positions are in [start, last), but for those of rows that nobody reads."""
+    top, total, acc = no_sums(q.shape[0], DV_PADDED, FIXED)
+    low = 0
+    whole = 0  # keys from here on are seen by all rows, up to their own
+    if WINDOW > 0:
+        low = tl.maximum(start - WINDOW + 1, 0) // KEYS * KEYS
+        whole = tl.maximum(last - WINDOW + KEYS - 1, 0) // KEYS * KEYS
+    own = start // KEYS * KEYS
+    tail = own
+    if FIXED:  # here most rows see something, and most logits are like the others
+        tail = own + KEYS
+        for at in tl.range(own, tl.minimum(tail, last), KEYS):  # once: a loop is pipelined
+            top, total, acc = _keys_tile(
+                q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, True,
+                True, True, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+                PRECISION,
+            )  # fmt: skip
+    whole = tl.minimum(whole, own)
+    if WINDOW > 0:
+        for at in tl.range(low, whole, KEYS):
+            top, total, acc = _keys_tile(
+                q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, False,
+                True, FIXED, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+                PRECISION,
+            )  # fmt: skip
+    for at in tl.range(whole, own, KEYS):
+        top, total, acc = _keys_tile(
+            q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, False,
+            False, FIXED, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+            PRECISION,
+        )  # fmt: skip
+    for at in tl.range(tail, last, KEYS):
+        top, total, acc = _keys_tile(
+            q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, False,
+            True, FIXED, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
+        )  # fmt: skip
+    return top, total_of(total, FIXED), acc

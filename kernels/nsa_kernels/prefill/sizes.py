@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from nsa_kernels.batch import PrefillChunks
 from nsa_kernels.prefill.plan import PlanKey, PrefillPlan, Slab, make_plan, slabs
 from nsa_kernels.prefill.tiles import next_power_of_2, precision, split_dim, triton_dtype
-from nsa_kernels.prefill.tuning import PrefillTuning, fitted
+from nsa_kernels.prefill.tuning import PrefillTuning, Tile, fit_tile, fitted
 from nsa_kernels.spec import SparseSpec
 
 LOG2_E = math.log2(math.e)
@@ -48,7 +48,7 @@ class Heads:
             value_dim=value_dim,
             page_size=page_size,
             compute=compute,
-            tuning=fitted(tuning, compute, head_dim, value_dim),
+            tuning=fitted(tuning, compute, head_dim, value_dim, q.shape[1] // kv_heads),
         )
 
     @cached_property
@@ -78,6 +78,17 @@ class Heads:
         return min(wanted, self.score_queries, _MOST_QUERIES)
 
     @cached_property
+    def selected_rows(self) -> int:
+        """Rows of a tile of `selected`."""
+        return max(16, self.selected_queries * self.group_padded)
+
+    @cached_property
+    def fixed_top(self) -> bool:
+        """Whether logits of a row are taken relative to the maximum of its first keys, where this
+        loses nothing; float16 has too few exponents for it."""
+        return self.tuning.fixed_top and self.compute != torch.float16
+
+    @cached_property
     def constants(self) -> dict[str, Any]:
         """Compile-time arguments of every kernel that multiplies with queries."""
         first, rest = split_dim(self.head_dim)
@@ -91,6 +102,29 @@ class Heads:
             "D_REST": rest,
             "PRECISION": precision(self.compute),
         }
+
+
+class SelectedSteps(NamedTuple):
+    """What `selected` reads at a time."""
+
+    keys: int
+    blocks: int
+    """Blocks that these keys are; 1 if they are a part of one."""
+    parts: int
+    """Steps that a block takes."""
+    stages: int
+    """Steps that are loaded at the same time."""
+
+
+def selected_steps(heads: Heads, block: int) -> SelectedSteps:
+    """Steps over blocks of `block` tokens that fit into shared memory."""
+    tuning, padded = heads.tuning, next_power_of_2(block)
+    blocks = max(1, max(16, tuning.selected_keys) // padded)
+    keys = blocks * padded
+    wanted = Tile(heads.selected_rows, keys, tuning.selected_stages)
+    least = Tile(heads.selected_rows, keys if blocks > 1 else 16, 1)
+    fit = fit_tile(wanted, least, heads.compute, heads.head_dim, heads.value_dim)
+    return SelectedSteps(fit.keys, blocks, keys // fit.keys, fit.stages)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,26 @@ def row_logits(
 
 
 @triton.jit
+def no_sums(ROWS: tl.constexpr, DV_PADDED: tl.constexpr, FIXED: tl.constexpr) -> tl.tensor:
+    """(top, total, acc) of rows that have seen nothing. FIXED: total is [ROWS, 8], for threads hold
+    eight parts of a row's sum and need not add them up before the end."""
+    if FIXED:
+        top = tl.zeros([ROWS], tl.float32)
+        total = tl.zeros([ROWS, 8], tl.float32)
+    else:
+        top = tl.full([ROWS], float("-inf"), tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+    return top, total, tl.zeros([ROWS, DV_PADDED], tl.float32)
+
+
+@triton.jit
+def fixed_top(s: tl.tensor, scale: tl.tensor) -> tl.tensor:
+    """What all further logits of a row are taken relative to: the maximum of these, to base 2."""
+    top = tl.max(s, 1) * scale
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
 def softmax_step(
     s: tl.tensor,
     v: tl.tensor,
@@ -89,23 +109,51 @@ def softmax_step(
     scale: tl.tensor,
     MASKED: tl.constexpr,
     VALUES: tl.constexpr,
+    FIXED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> tl.tensor:
     """Take logits s [rows, keys] and values [keys, Dv] into (top, total, acc).
 
-    `top` is the maximum of scale · s, to base 2. MASKED: rows may be −inf alone.
+    `top` is the maximum of scale · s, to base 2, or FIXED: whatever it is, left alone. MASKED: rows
+    may be −inf alone.
     """
-    new_top = tl.maximum(top, tl.max(s, 1) * scale)
-    shift = new_top
-    if MASKED:
-        shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-    p = tl.exp2(s * scale - shift[:, None])
-    alpha = tl.exp2(top - shift)
-    total = total * alpha + tl.sum(p, 1)
+    if FIXED:
+        new_top = top
+        p = tl.exp2(s * scale - top[:, None])
+        total += tl.sum(tl.reshape(p, [s.shape[0], s.shape[1] // 8, 8]), 1)
+    else:
+        new_top = tl.maximum(top, tl.max(s, 1) * scale)
+        shift = new_top
+        if MASKED:
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+        p = tl.exp2(s * scale - shift[:, None])
+        alpha = tl.exp2(top - shift)
+        total = total * alpha + tl.sum(p, 1)
+        if VALUES:
+            acc = acc * alpha[:, None]
     if VALUES:
-        acc = acc * alpha[:, None]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return new_top, total, acc
+
+
+@triton.jit
+def total_of(total: tl.tensor, FIXED: tl.constexpr) -> tl.tensor:
+    """[rows]: the sum of the parts of each row."""
+    if FIXED:
+        total = tl.sum(total, 1)
+    return total
+
+
+@triton.jit
+def far_off(total: tl.tensor, acc: tl.tensor, keep: tl.tensor) -> tl.tensor:
+    """Rows [N] whose fixed top was so far from their maximum that their sums may be wrong.
+
+    A total below 1 means that the tile of the top showed the row nothing; above 2⁻¹⁶, weights keep
+    their digits down to 2⁻¹¹⁰ of it. Sums that are no numbers are wrong, or right for other reasons
+    (keys or values that are none).
+    """
+    numbers = tl.sum(acc * 0.0, 1) == 0.0
+    return keep & ~((total > 1.52587890625e-05) & (total < 18446744073709551616.0) & numbers)
 
 
 @triton.jit

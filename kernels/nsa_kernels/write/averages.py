@@ -44,8 +44,8 @@ class RowSlots:
 
 @triton.jit
 def rotate_pairs(a: tl.tensor, b: tl.tensor, cos: tl.tensor, sin: tl.tensor) -> tl.tensor:
-    """Both places of each pair, turned."""
-    return a * cos - b * sin, b * cos + a * sin
+    """Both places of each pair, turned; by fma, so that every kernel gets the same bits."""
+    return tl.fma(a, cos, -(b * sin)), tl.fma(b, cos, a * sin)
 
 
 @triton.jit
@@ -70,7 +70,8 @@ def average_columns(
 ) -> tl.tensor:
     """Columns of one slot of some heads, [heads, columns] float32.
 
-    Token after token, so that whichever kernel sums gets the same bits. `newest`, where given,
+    Token after token and by fma, which no compiler rounds its own way, so that whichever kernel
+    sums gets the same bits. `newest`, where given,
     stands for the slot's last token, which another program may not have written yet.
     """
     total = tl.zeros(mask.shape, tl.float32)
@@ -90,12 +91,17 @@ def average_columns(
             token = token.to(tl.float32)
             if WEIGHTED:
                 weight = weights + heads * BLOCK + stride * STRIDE + i
-                token *= tl.load(weight, mask=heads < KV_HEADS, other=0.0)[:, None]
-            total += token
-    if not WEIGHTED:
-        total *= 1.0 / BLOCK
+                factor = tl.load(weight, mask=heads < KV_HEADS, other=0.0).to(tl.float32)
+                total = tl.fma(token, tl.broadcast_to(factor[:, None], token.shape), total)
+            else:
+                total += token
+    shift = tl.zeros(mask.shape, tl.float32)
     if BIASED:
-        total += tl.load(bias + heads[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
+        shift += tl.load(bias + heads[:, None] * DIM + columns[None, :], mask=mask, other=0.0)
+    if not WEIGHTED:
+        total = tl.fma(total, tl.full(mask.shape, 1.0 / BLOCK, tl.float32), shift)
+    elif BIASED:
+        total += shift
     return total
 
 
