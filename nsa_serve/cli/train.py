@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 _DEFAULT_PRESET = {"sequence": "devin", "text": "paper"}
-_SEQUENCE_LENGTH = 24
+_SEQUENCE_LENGTH = 32
 _STEPS, _EPOCHS = 1000, 10
 _BYTES_PER_PARAMETER = 16
 """Weight, gradient and two moments in float32."""
@@ -215,8 +215,10 @@ def _steps(task: TaskName, steps: int | None, epochs: int | None, batch_size: in
 def _device(wanted: str, num_threads: int | None) -> "torch.device":
     import torch
 
+    from nsa_serve.engine.allocator import keep_freed_memory
     from nsa_serve.engine.load_model import choose_device
 
+    keep_freed_memory()
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     return choose_device(wanted)

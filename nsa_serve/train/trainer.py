@@ -199,4 +199,5 @@ def _optimizer(settings: TrainSettings, model: nn.Module) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS)
+    on_cpu = next(model.parameters()).device.type == "cpu"  # where one loop a tensor is much faster
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=_BETAS, fused=on_cpu)
