@@ -13,7 +13,7 @@ from nsa_api.engine import Engine
 from nsa_api.errors import ApiError, bad_request
 from nsa_api.schemas import SamplingFields
 from nsa_api.settings import ApiSettings
-from nsa_serve.params import SamplingParams
+from nsa_serve.params import SamplingParams, StructuredOutputs
 
 T = TypeVar("T")
 
@@ -21,9 +21,7 @@ _HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 _MAX_NAMED = 32
 
 REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "echo": (False,),
@@ -32,13 +30,9 @@ REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "kv_transfer_params": (),
     "logits_processors": ([],),
     "prompt_embeds": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
     "suffix": ("",),
-    "tool_calls": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 """Fields that would change the answer but are not served, and values that ask for nothing."""
@@ -105,12 +99,19 @@ def ignored_header(body: BaseModel) -> dict[str, str]:
 
 
 def sampling_params(
-    body: SamplingFields, engine: Engine, *, max_tokens: int | None, logprobs: int | None
+    body: SamplingFields,
+    engine: Engine,
+    *,
+    max_tokens: int | None,
+    logprobs: int | None,
+    structured: StructuredOutputs | None,
 ) -> SamplingParams:
     """The request's fields, then the model's defaults, then OpenAI's."""
     _check_combinations(body, max_tokens)
     logit_bias = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     stop_token_ids = tuple(body.stop_token_ids or ())
+    allowed = body.allowed_token_ids
+    _check_in_vocabulary("allowed_token_ids", allowed or (), engine)
     _check_in_vocabulary("logit_bias", logit_bias, engine)
     _check_in_vocabulary("stop_token_ids", stop_token_ids, engine)
     defaults = engine.generation
@@ -134,6 +135,10 @@ def sampling_params(
         logprobs=logprobs,
         prompt_logprobs=body.prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens,
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+        bad_words=tuple(body.bad_words or ()),
+        structured_outputs=structured,
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
 
 

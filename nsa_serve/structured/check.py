@@ -22,7 +22,10 @@ class GrammarChecker:
 
     def __init__(self) -> None:
         self._tokenizer = llguidance.LLTokenizer(
-            byte_level_backend().to_str(), n_vocab=259, eos_token=_END_OF_TEXT, slices=[]
+            byte_level_backend(special=False).to_str(),
+            n_vocab=257,
+            eos_token=_END_OF_TEXT,
+            slices=[],
         )
         self._known: OrderedDict[str, None] = OrderedDict()
         self._lock = Lock()

@@ -19,14 +19,29 @@ def check_limits(spec: StructuredOutputs, schema: Any) -> None:
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_SOURCE_BYTES:
         raise _too_much(spec, f"{size} bytes are more than {MAX_SOURCE_BYTES}")
-    num_values = len(spec.choice or ())
+    check_schema(schema, spec.field)
+    if len(spec.choice or ()) > MAX_ENUM_VALUES:
+        text = f"{len(spec.choice or ())} alternatives are more than {MAX_ENUM_VALUES}"
+        raise _too_much(spec, text)
+
+
+def check_schema(schema: Any, field: str) -> None:
+    """Raise `RequestError` if a JSON schema is nested too deep or lists too much."""
+    num_values = 0
     for depth, key, value in _walk(schema):
         if depth > MAX_DEPTH:
-            raise _too_much(spec, f"a schema may be nested {MAX_DEPTH} deep")
+            text = f"{field}: a schema may be nested {MAX_DEPTH} deep"
+            raise RequestError(text, param=field)
         if key == "enum" and isinstance(value, list):
             num_values += len(value)
     if num_values > MAX_ENUM_VALUES:
-        raise _too_much(spec, f"{num_values} values are more than {MAX_ENUM_VALUES}")
+        text = f"{field}: {num_values} values are more than {MAX_ENUM_VALUES}"
+        raise RequestError(text, param=field)
+
+
+def is_deep(value: Any) -> bool:
+    """Whether a JSON value is nested deeper than a schema may be."""
+    return any(depth > MAX_DEPTH for depth, _, _ in _walk(value))
 
 
 def _walk(value: Any) -> Iterator[tuple[int, Any, Any]]:

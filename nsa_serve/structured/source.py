@@ -1,6 +1,7 @@
 """From what a request asks for to the text of a grammar."""
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import llguidance
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # it is nowhere else
 WHITESPACE = r"( |\n[ ]{0,16})?"
 """Between the parts of a JSON text: bounded, for small models fall into writing spaces for ever."""
 
+_LARK = re.compile(r"^start\s*:(?!:=)", re.MULTILINE)
 _ANY_OBJECT = '{"type": "object"}'
 _JSON_OPTIONS: "JsonCompileOptions" = {
     "whitespace_pattern": WHITESPACE,
@@ -44,6 +46,8 @@ def grammar_source(spec: StructuredOutputs) -> str:
         alternatives = " | ".join(json.dumps(text) for text in spec.choice)
         return matcher.grammar_from_lark(f"start: {alternatives}")
     assert spec.grammar is not None, "one of them is given"
+    if _LARK.search(spec.grammar):
+        return matcher.grammar_from_lark(spec.grammar)
     try:
         return matcher.grammar_from_lark(any_to_lark(spec.grammar))
     except Exception as error:  # the converter raises nothing more precise

@@ -5,17 +5,25 @@ import time
 from collections.abc import AsyncGenerator, Callable
 
 from nsa_serve.engine.messages import EngineStats, Ready, StepOutputs
-from nsa_serve.engine.prompts import Prompt, encode_prompt
+from nsa_serve.engine.prompts import Prompt, check_structured, encode_prompt
 from nsa_serve.model.loading.folder import GenerationDefaults
-from nsa_serve.outputs import CompletionOutput, Logprob, RequestOutput, RequestTimes, TokenLogprobs
+from nsa_serve.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Logprob,
+    RequestOutput,
+    RequestTimes,
+    TokenLogprobs,
+)
 from nsa_serve.params import SamplingParams
+from nsa_serve.structured.check import GrammarChecker
 from nsa_serve.text.tokenizer import Tokenizer
 
 TEXT = "The quick brown fox"
 
 
 class FakeEngine:
-    """Answers every prompt with `TEXT`, over and over, one byte a token."""
+    """Answers every prompt with `text`, over and over, one byte a token."""
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.byte_level()
@@ -24,7 +32,7 @@ class FakeEngine:
             model_name="fake",
             max_model_len=1000,
             vocab_size=self.tokenizer.vocab_size,
-            eos_token_ids=[],
+            eos_token_ids=[256, 258],
             num_pages=100,
             page_size=16,
             device="cpu",
@@ -37,6 +45,9 @@ class FakeEngine:
         self.last_step_time = time.monotonic()
         self.alive = True
         self.on_step: list[Callable[[StepOutputs], None]] = []
+        self.text = TEXT
+        self.ends = False
+        """Whether it says `text` once and ends by itself."""
         self.calls: list[tuple[Prompt, SamplingParams, bytes]] = []
         self.running: set[str] = set()
         self.failure: Exception | None = None
@@ -55,11 +66,14 @@ class FakeEngine:
         salt: bytes = b"",
     ) -> AsyncGenerator[RequestOutput, None]:
         """One token a step for each continuation."""
+        check_structured(params, self.info, GrammarChecker)
         self.calls.append((prompt, params, salt))
         self.running.add(request_id)
         try:
-            token_ids = encode_prompt(prompt, self.tokenizer, self.info)
-            num_tokens = params.max_tokens or self.info.max_model_len - len(token_ids)
+            token_ids = encode_prompt(
+                prompt, self.tokenizer, self.info, params.truncate_prompt_tokens
+            )
+            num_tokens = self._num_tokens(params, token_ids)
             for position in range(num_tokens):
                 await self._pass(position)
                 yield self._output(request_id, token_ids, params, range(position, position + 1))
@@ -81,8 +95,17 @@ class FakeEngine:
         async for output in stream:
             whole = output
         assert whole is not None
-        num_tokens = params.max_tokens or self.info.max_model_len - len(whole.prompt_token_ids)
+        num_tokens = self._num_tokens(params, whole.prompt_token_ids)
         return self._output(request_id, whole.prompt_token_ids, params, range(num_tokens))
+
+    def _num_tokens(self, params: SamplingParams, prompt_ids: list[int]) -> int:
+        if self.ends:
+            return len(self.text)
+        return params.max_tokens or self.info.max_model_len - len(prompt_ids)
+
+    @property
+    def _reason(self) -> FinishReason:
+        return "stop" if self.ends else "length"
 
     async def _pass(self, position: int) -> None:
         await asyncio.sleep(0)
@@ -94,8 +117,8 @@ class FakeEngine:
     def _output(
         self, request_id: str, prompt_ids: list[int], params: SamplingParams, positions: range
     ) -> RequestOutput:
-        last = (params.max_tokens or self.info.max_model_len - len(prompt_ids)) - 1
-        text = "".join(TEXT[position % len(TEXT)] for position in positions)
+        last = self._num_tokens(params, prompt_ids) - 1
+        text = "".join(self.text[position % len(self.text)] for position in positions)
         token_ids = self.tokenizer.encode(text)
         outputs = [
             CompletionOutput(
@@ -103,7 +126,7 @@ class FakeEngine:
                 text=text,
                 token_ids=token_ids,
                 logprobs=None if params.logprobs is None else [_logprobs(i) for i in token_ids],
-                finish_reason="length" if last in positions else None,
+                finish_reason=self._reason if last in positions else None,
             )
             for index in range(params.n)
         ]

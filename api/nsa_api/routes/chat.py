@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from nsa_api.answers import AnswerReader, says_something
 from nsa_api.engine import Engine
 from nsa_api.errors import bad_request
 from nsa_api.generation import Generation
 from nsa_api.logprobs import chat_logprobs, prompt_logprobs
 from nsa_api.openapi import documented
 from nsa_api.responses import (
-    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -35,6 +35,8 @@ from nsa_api.routes.common import (
 from nsa_api.schemas import ChatCompletionRequest
 from nsa_api.sse import ChunkEncoder, EventStream
 from nsa_api.state import ServerState, server_state
+from nsa_api.structured import structured_outputs
+from nsa_api.tools import Offer, offer
 from nsa_api.validation import StrictRoute, check_work, ignored_header, sampling_params
 from nsa_serve.engine.prompts import ChatPrompt
 from nsa_serve.outputs import CompletionOutput, RequestOutput
@@ -49,14 +51,20 @@ async def create_chat_completion(body: ChatCompletionRequest, request: Request) 
     engine = state.engine()
     state.check_model(body.model)
     headers = ignored_header(body)
-    answer = ChatAnswer(body, _generation(body, request, state, engine), engine)
+    offered = offer(body, structured_outputs(body))
+    generation = _generation(body, request, state, engine, offered)
+    answer = ChatAnswer(body, generation, engine, offered.names)
     if body.stream:
         return EventStream(answer.frames(state), headers)
     return json_response(await answer.whole(request, state), headers)
 
 
 def _generation(
-    body: ChatCompletionRequest, request: Request, state: ServerState, engine: Engine
+    body: ChatCompletionRequest,
+    request: Request,
+    state: ServerState,
+    engine: Engine,
+    offered: Offer,
 ) -> Generation:
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs", "top_logprobs")
@@ -66,9 +74,11 @@ def _generation(
         engine,
         max_tokens=body.max_tokens if max_tokens is None else max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        structured=offered.structured,
     )
     check_work(1, params, engine, state.settings)
-    prompt = ChatPrompt([message.for_template() for message in body.messages])
+    messages = [message.for_template() for message in body.messages]
+    prompt = ChatPrompt(messages, offered.for_template)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
     return Generation(request_id, [prompt], params, body.priority, salt_of(request, body))
 
@@ -80,6 +90,8 @@ class ChatAnswer:
     body: ChatCompletionRequest
     generation: Generation
     engine: Engine
+    function_names: frozenset[str]
+    """Of the functions that it may call."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     async def whole(self, request: Request, state: ServerState) -> ChatCompletion:
@@ -101,6 +113,7 @@ class ChatAnswer:
         tally = self.generation.tally()
         encoder = chunk_encoder(self.generation, "chat.completion.chunk", self.created, self.body)
         continuous = continuous_usage(self.body)
+        readers = [AnswerReader(self.function_names) for _ in range(self.generation.params.n)]
         begun = False
         with state.serving(tally):
             async for _, output in self.generation.stream(self.engine, tally):
@@ -110,8 +123,11 @@ class ChatAnswer:
                     for frame in self._first_frames(encoder, output, usage):
                         yield frame
                 for completion in output.outputs:
-                    if worth_sending(completion, self.body):
-                        choice = self._chunk_choice(completion)
+                    reader = readers[completion.index]
+                    delta = reader.delta(completion)
+                    has_content = says_something(delta)
+                    if worth_sending(completion, self.body, has_content=has_content):
+                        choice = self._chunk_choice(completion, delta, reader)
                         yield encoder.chunk([choice], tally.usage() if continuous else None)
         if include_usage(self.body):
             yield encoder.chunk([], tally.usage())
@@ -128,21 +144,24 @@ class ChatAnswer:
             prompt_token_ids = None
 
     def _choice(self, completion: CompletionOutput) -> ChatChoice:
+        reader = AnswerReader(self.function_names)
         return ChatChoice(
             index=completion.index,
-            message=AssistantMessage("assistant", completion.text),
+            message=reader.message(completion),
             logprobs=self._logprobs(completion),
-            finish_reason=completion.finish_reason,
+            finish_reason=reader.finish_reason(completion),
             stop_reason=completion.stop_reason,
             token_ids=completion.token_ids if self.body.return_token_ids else UNSET,
         )
 
-    def _chunk_choice(self, completion: CompletionOutput) -> ChatChunkChoice:
+    def _chunk_choice(
+        self, completion: CompletionOutput, delta: ChatDelta, reader: AnswerReader
+    ) -> ChatChunkChoice:
         return ChatChunkChoice(
             index=completion.index,
-            delta=ChatDelta(content=completion.text),
+            delta=delta,
             logprobs=self._logprobs(completion),
-            finish_reason=completion.finish_reason,
+            finish_reason=reader.finish_reason(completion),
             stop_reason=completion.stop_reason,
             token_ids=completion.token_ids if self.body.return_token_ids else UNSET,
         )

@@ -46,10 +46,10 @@ def continuous_usage(body: SamplingFields) -> bool:
     )
 
 
-def worth_sending(completion: CompletionOutput, body: SamplingFields) -> bool:
+def worth_sending(completion: CompletionOutput, body: SamplingFields, *, has_content: bool) -> bool:
     """Whether a chunk would say anything: a token's text may be held back for now."""
     return bool(
-        completion.text
+        has_content
         or completion.finish_reason
         or completion.logprobs
         or body.return_token_ids

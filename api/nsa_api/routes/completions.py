@@ -27,6 +27,7 @@ from nsa_api.routes.common import (
 from nsa_api.schemas import CompletionRequest
 from nsa_api.sse import EventStream
 from nsa_api.state import ServerState, server_state
+from nsa_api.structured import structured_outputs
 from nsa_api.validation import (
     StrictRoute,
     check_token_ids,
@@ -65,6 +66,7 @@ def _generation(
         engine,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
+        structured=structured_outputs(body),
     )
     check_work(len(prompts), params, engine, state.settings)
     request_id = f"cmpl-{uuid.uuid4().hex}"
@@ -122,7 +124,7 @@ class CompletionAnswer:
             yield encoder.chunk([], tally.usage())
 
     def _worth_sending(self, completion: CompletionOutput) -> bool:
-        return worth_sending(completion, self.body)
+        return worth_sending(completion, self.body, has_content=bool(completion.text))
 
     def _choice(
         self, i: int, completion: CompletionOutput, prompt: RequestOutput | None

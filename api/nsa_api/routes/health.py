@@ -23,6 +23,7 @@ _NOT_READY = {
 @router.get("/health")
 @router.get("/health/live")
 @router.get("/ping")
+@router.post("/ping")
 async def live() -> Response:
     """The process answers, whatever the engine does."""
     return json_response({"status": "ok"})

@@ -41,10 +41,18 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
     headers = ignored_header(body)
     tokenizer = engine.tokenizer
     if body.prompt is not None and body.messages is None:
-        tokens = await asyncio.to_thread(tokenizer.encode, body.prompt)
+        plain = body.add_special_tokens is False
+        encode = tokenizer.encode_plain if plain else tokenizer.encode
+        tokens = await asyncio.to_thread(encode, body.prompt)
     elif body.messages is not None and body.prompt is None:
         messages = [message.for_template() for message in body.messages]
-        tokens = await asyncio.to_thread(tokenizer.encode_chat, messages)
+        tools = [tool.for_template() for tool in body.tools or ()]
+        tokens = await asyncio.to_thread(
+            tokenizer.encode_chat,
+            messages,
+            tools=tools,
+            add_generation_prompt=body.add_generation_prompt,
+        )
     else:
         raise bad_request("exactly one of prompt and messages must be given", "prompt")
     answer = TokenizeResponse(

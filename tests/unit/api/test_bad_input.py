@@ -30,6 +30,22 @@ NOT_JSON = {
     "deep nesting": DEEP,
 }
 
+
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def tool(name: str = "f", parameters: Any = None, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **fields}}
+
+
 # (fields of the request, the field that the answer names)
 BAD_SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "1"}, "temperature"),
@@ -84,12 +100,48 @@ BAD_SAMPLING: list[tuple[dict[str, Any], str]] = [
     ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
     ({"logits_processors": ["x"]}, "logits_processors"),
     ({"kv_transfer_params": {}}, "kv_transfer_params"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
-    ({"bad_words": ["x"]}, "bad_words"),
-    ({"allowed_token_ids": [1]}, "allowed_token_ids"),
+    ({"bad_words": [""]}, "bad_words"),
+    ({"bad_words": ["x"] * 257}, "bad_words"),
+    ({"bad_words": "x"}, "bad_words"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"allowed_token_ids": [259]}, "allowed_token_ids"),
+    ({"allowed_token_ids": [-1]}, "allowed_token_ids"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+    ({"response_format": "json"}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": schema_format({"type": "banana"})}, "response_format"),
+    ({"response_format": schema_format({"type": "string", "pattern": "("})}, "response_format"),
+    ({"response_format": schema_format({"enum": list(range(100_000))})}, "response_format"),
+    ({"response_format": schema_format({"description": "x" * 70_000})}, "response_format"),
+    ({"response_format": schema_format({"$ref": "file:///etc/passwd"})}, "response_format"),
+    ({"response_format": schema_format(nested(100))}, "response_format"),
+    ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
+    ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+    (
+        {"response_format": {"type": "json_object"}, "allowed_token_ids": [1]},
+        "allowed_token_ids",
+    ),
+    ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "(a"}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": r"[^\s\S]"}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": "(?=a)b"}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": []}}, "structured_outputs"),
+    ({"structured_outputs": {"choice": [str(i) for i in range(2001)]}}, "structured_outputs"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs"),
+    ({"structured_outputs": {"json": "[1]"}}, "structured_outputs"),
+    ({"structured_outputs": {"json": '{"a":' * 2000 + "1" + "}" * 2000}}, "structured_outputs"),
+    ({"structured_outputs": {"grammar": "{{{"}}, "structured_outputs"),
+    ({"structured_outputs": {"grammar": 'start: start "a"'}}, "structured_outputs"),
+    ({"structured_outputs": {"grammar": "root ::= " + "(" * 30_000}}, "structured_outputs"),
+    ({"structured_outputs": {"grammar": "start: <|im_start|>"}}, "structured_outputs"),
+    ({"structured_outputs": {"structural_tag": "x"}}, "structured_outputs"),
+    ({"structured_outputs": {"regex": 5}}, "structured_outputs"),
+    ({"guided_json": {"type": 5}}, "guided_json"),
+    ({"guided_choice": []}, "guided_choice"),
+    ({"guided_grammar": "?"}, "guided_grammar"),
 ]
 BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     *BAD_SAMPLING,
@@ -111,12 +163,17 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["x"] * 1_000_000}, "prompt"),
     ({"prompt": ["x"] * 600}, "n"),
     ({"prompt": ["x"] * 5, "n": 128}, "n"),
+    ({"tools": [tool()]}, "tools"),
     ({"echo": True}, "echo"),
     ({"suffix": "end"}, "suffix"),
     ({"logprobs": 21}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
 ]
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+BANANA = {"type": "object", "properties": {"a": {"type": "banana"}}}
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -140,7 +197,35 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": user([{"type": "image_url", "image_url": {"url": "x"}}])}, "messages"),
     ({"messages": user([{"type": "input_audio", "input_audio": {}}])}, "messages"),
     ({"messages": user([{"type": "file", "file": {}}])}, "messages"),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "tool_calls"),
+    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages"),
+    ({"messages": [{"role": "assistant", "content": None}]}, "messages"),
+    ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages"),
+    ({"tools": {}}, "tools"),
+    ({"tools": [{}]}, "tools"),
+    ({"tools": [tool(f"f{i}") for i in range(1000)]}, "tools"),
+    ({"tools": [tool("f"), tool("f")]}, "tools"),
+    ({"tools": [tool("a b")]}, "tools"),
+    ({"tools": [tool("a\n")]}, "tools"),
+    ({"tools": [tool("a\x00b")]}, "tools"),
+    ({"tools": [tool("x" * 65)]}, "tools"),
+    ({"tools": [tool(parameters="x")]}, "tools"),
+    ({"tools": [tool(parameters={"type": "array"})]}, "tools"),
+    ({"tools": [tool(parameters=nested(100))]}, "tools"),
+    ({"tools": [tool(parameters=BANANA)], "tool_choice": "required"}, "tools"),
+    ({"tools": [tool(parameters=BANANA, strict=True)]}, "tools"),
+    ({"tools": [tool()], "tool_choice": "any"}, "tool_choice"),
+    ({"tools": [tool()], "tool_choice": tool("g")}, "tool_choice"),
+    ({"tools": [], "tool_choice": tool("g")}, "tool_choice"),
+    (
+        {
+            "tools": [tool()],
+            "tool_choice": "required",
+            "response_format": {"type": "json_object"},
+        },
+        "response_format",
+    ),
+    ({"tools": [tool()], "guided_regex": "a"}, "guided_regex"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"logprobs": 1}, "logprobs"),
     ({"top_logprobs": 1}, "top_logprobs"),
