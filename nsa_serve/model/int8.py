@@ -7,6 +7,8 @@ does not depend on the rows beside it. Few rows and many are computed in two way
 keeps to that; between them the last bit may differ.
 """
 
+from functools import cached_property
+
 import torch
 from torch import Tensor, nn
 
@@ -35,12 +37,17 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
         rounded = (weight / scale[:, None]).round_().to(torch.int8)
         self.out_features, self.in_features = weight.shape
-        self.packed = torch.ops.onednn.qlinear_prepack(rounded, None)
         self.plain = rounded.t()
         self.wide = self.out_features > _WIDE
         self.scale = scale / (_LEVELS * _LOW)
         self.zero_points = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = bias
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """The weights as oneDNN wants them; a model whose steps are compiled never asks."""
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(self.plain.t(), None)
+        return packed
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] → [..., out]"""
