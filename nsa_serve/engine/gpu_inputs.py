@@ -174,14 +174,15 @@ class RowInputs:
 def row_inputs(
     tables: BlockTables,
     rows: SequenceOf[int],
-    positions: SequenceOf[int],
+    positions: Ints,
     token_ids: SequenceOf[int],
+    slots: Ints,
     *,
     page_size: int,
-    rule: SlotRule | None,
     padded_to: int,
 ) -> RowInputs:
-    """Inputs of single queries, one for each of `rows` of the tables."""
+    """Inputs of single queries, one for each of `rows` of the tables, with the slots that they
+    complete."""
     n = len(rows)
     table_rows = np.full(padded_to, tables.padding_row, np.int64)
     table_rows[:n] = rows
@@ -191,13 +192,18 @@ def row_inputs(
     ids[:n] = token_ids
     token_rows = np.full(padded_to, -1, np.int64)
     token_rows[:n] = _token_rows(tables, table_rows[:n], all_positions[:n], page_size)
-    slots = np.full(padded_to, -1, np.int32)
-    if rule is not None:
-        ends = all_positions[:n] + 1
-        slot = ends // rule.stride - 1
-        completes = (ends % rule.stride == 0) & (slot >= rule.first_slot)
-        slots[:n] = np.where(completes, slot, -1)
-    return RowInputs(token_rows, ids, table_rows, all_positions, slots)
+    all_slots = np.full(padded_to, -1, np.int32)
+    all_slots[:n] = slots
+    return RowInputs(token_rows, ids, table_rows, all_positions, all_slots)
+
+
+def slots_of_rows(positions: Ints, rule: SlotRule | None) -> Ints:
+    """The slot that completes at each of the positions, −1 for none."""
+    if rule is None:
+        return np.full_like(positions, -1)
+    slots = (positions + 1) // rule.stride - 1
+    completes = ((positions + 1) % rule.stride == 0) & (slots >= rule.first_slot)
+    return np.where(completes, slots, -1).astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)

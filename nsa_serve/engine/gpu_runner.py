@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,7 @@ from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.constraint import Constraint
-from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
+from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs, slots_of_rows
 from nsa_serve.engine.gpu_sampler import GpuSampler
 from nsa_serve.engine.gpu_steps import MAX_CHUNK_CONTEXT, in_launches, mixed_step, rows_step
 from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
@@ -106,10 +107,10 @@ class GpuRunner:
         return self._info
 
     @torch.inference_mode()
-    def warm_up(self, batches: SequenceOf[int]) -> None:
+    def warm_up(self) -> None:
         """Compile what samples, and capture the graphs that decoding begins with."""
         self._sampler.warm_up(self._logits.dtype)
-        self._steps.capture_first(batches)
+        self._steps.capture_first(lists_slots=self._layers.lists_row_slots)
 
     @property
     def num_graphs(self) -> int:
@@ -224,21 +225,23 @@ class GpuRunner:
         tables = self._tables
         table_rows = [tables.row(row.sequence) for row in rows]
         tables.flush(self._upload)
+        positions = np.array([row.position for row in rows], np.int32)
+        slots = slots_of_rows(positions, self._rule)
+        key = self._steps.key(
+            len(rows),
+            int(positions.max()) + 1,
+            lists_slots=self._layers.lists_row_slots and bool((slots >= 0).any()),
+        )
         inputs = row_inputs(
             tables,
             table_rows,
-            [row.position for row in rows],
+            positions,
             [0 if from_device else row.sequence.token_ids[row.position] for row in rows],
+            slots,
             page_size=self._info.page_size,
-            rule=self._rule,
-            padded_to=self._steps.padded(len(rows)),
+            padded_to=key.batch,
         )
-        on_device = self._steps.run(
-            inputs,
-            num_tokens=int(inputs.positions.max()) + 1,
-            lists_slots=self._layers.lists_row_slots and bool((inputs.slots >= 0).any()),
-            token_ids=self._last_ids if from_device else None,
-        )
+        on_device = self._steps.run(inputs, key, self._last_ids if from_device else None)
         logits = self._logits[: len(rows)]
         return Launched(rows, self._sample(rows, on_device[: len(rows)], logits), logits)
 

@@ -1,7 +1,15 @@
-"""Decode steps of a padded size, launched kernel by kernel or replayed as CUDA graphs."""
+"""Decode steps of a padded size, launched kernel by kernel or replayed as CUDA graphs.
 
+Capturing takes as long as launching a step twice without a graph, some tens of milliseconds, and
+whoever is served waits for it. So the start captures as many as a second allows, and a graph of up
+to twice the batch, or of a longer context, stands in for one that is not there until that has been
+wanted a few times.
+"""
+
+import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +25,15 @@ FIRST_CONTEXT, CONTEXT_FACTOR = 1024, 8
 in the shortest nothing is left out, so nothing is ranked."""
 
 
+_SECONDS_FOR_MORE = 1.0
+"""At the start no further context's graphs are begun after that; the first's are all captured."""
+_SMALL = 16
+"""Batches up to this are never padded further, for matrix products of another size may round
+otherwise: the same few requests should give the same tokens every time."""
+_USES_WITHOUT = 8
+"""Steps for which another graph stands in before the one that fits is captured."""
+
+
 class GraphKey(NamedTuple):
     """What a graph was captured for."""
 
@@ -25,6 +42,20 @@ class GraphKey(NamedTuple):
     """No position is as large as this."""
     lists_slots: bool
     """Whether it makes the slots that the inputs list."""
+
+    def stands_in_for(self, wanted: "GraphKey") -> bool:
+        """Whether it computes all of a step of that key, and not much more slowly."""
+        return (
+            wanted.context <= self.context
+            and wanted.lists_slots <= self.lists_slots
+            and wanted.batch <= self.batch <= 2 * wanted.batch
+            and (wanted.batch == self.batch or wanted.batch > _SMALL)
+        )
+
+
+def stand_in(wanted: GraphKey, captured: Collection[GraphKey]) -> GraphKey | None:
+    """The graph that costs least of those that can take the place of another, if any can."""
+    return min((key for key in captured if key.stands_in_for(wanted)), default=None)
 
 
 class RowBuffers:
@@ -76,6 +107,15 @@ def smallest_that_holds(sizes: Sequence[int], wanted: int) -> int:
     return sizes[bisect_left(sizes, wanted)]
 
 
+def first_sizes(batches: Sequence[int]) -> list[int]:
+    """Of ascending sizes the fewest that leave none without one of at most its double above."""
+    first = [batches[-1]]
+    for smaller, size in zip(reversed(batches[:-1]), reversed(batches), strict=False):
+        if 2 * smaller < first[-1]:
+            first.append(size)
+    return [*dict.fromkeys([batches[0], *reversed(first)])]
+
+
 Forward = Callable[[RowBuffers, GraphKey], None]
 """The device's work for a step of single queries whose inputs are in buffers."""
 
@@ -99,6 +139,8 @@ class DecodeSteps:
         self._contexts = context_bounds(max_context)
         self._buffers: dict[int, RowBuffers] = {}
         self._graphs: dict[GraphKey, torch.cuda.CUDAGraph] = {}
+        self._uses: Counter[GraphKey] = Counter()
+        """Of stand-ins, by what they stood in for."""
         self._pool = torch.cuda.graph_pool_handle() if use_graphs else None
         self._stream = torch.cuda.Stream(tables.device.device) if use_graphs else None
 
@@ -107,23 +149,21 @@ class DecodeSteps:
         """Graphs captured so far."""
         return len(self._graphs)
 
-    def padded(self, num_rows: int) -> int:
-        """Rows that a batch is padded to."""
-        return smallest_that_holds(self._batches, num_rows) if self._use_graphs else num_rows
-
-    def run(
-        self,
-        inputs: RowInputs,
-        *,
-        num_tokens: int,
-        lists_slots: bool,
-        token_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Run rows padded to `padded`, of contexts of up to `num_tokens` tokens. `token_ids`
-        [rows of the tables], on the device, stand for the inputs' own. Returns, on the device,
-        which row of the tables each row has."""
+    def key(self, num_rows: int, num_tokens: int, *, lists_slots: bool) -> GraphKey:
+        """What to pad a step to: of so many rows, of contexts of up to `num_tokens` tokens."""
         context = smallest_that_holds(self._contexts, num_tokens)
-        key = GraphKey(len(inputs.positions), context, lists_slots)
+        if not self._use_graphs:
+            return GraphKey(num_rows, context, lists_slots)
+        key = GraphKey(smallest_that_holds(self._batches, num_rows), context, lists_slots)
+        if key in self._graphs:
+            return key
+        other = stand_in(key, self._graphs)
+        self._uses[key] += 1
+        return key if other is None or self._uses[key] > _USES_WITHOUT else other
+
+    def run(self, inputs: RowInputs, key: GraphKey, token_ids: Tensor | None = None) -> Tensor:
+        """Run rows padded to a `key`'s batch. `token_ids` [rows of the tables], on the device,
+        stand for the inputs' own. Returns, on the device, which row of the tables each row has."""
         buffers = self._buffers_of(key.batch)
         if self._use_graphs and key not in self._graphs:
             self.capture(key)
@@ -136,12 +176,19 @@ class DecodeSteps:
             self._forward(buffers, key)
         return buffers.table_rows
 
-    def capture_first(self, batches: Sequence[int]) -> None:
-        """Capture the graphs of short contexts for these sizes of batches."""
-        if self._use_graphs:
-            for batch in batches:
-                if batch in self._batches:
-                    self.capture(GraphKey(batch, self._contexts[0], lists_slots=False))
+    def capture_first(self, *, lists_slots: bool) -> None:
+        """Capture graphs of every other size, from the largest down, so that the smaller find
+        memory that was held already: of the shortest context, then while there is time of the
+        longest, which can stand in for any, and of those between."""
+        if not self._use_graphs:
+            return
+        began = time.monotonic()
+        shortest, *others = self._contexts
+        for context in dict.fromkeys([shortest, *others[-1:], *others]):
+            for batch in reversed(first_sizes(self._batches)):
+                self.capture(GraphKey(batch, context, lists_slots))
+            if time.monotonic() - began > _SECONDS_FOR_MORE:
+                return
 
     def capture(self, key: GraphKey) -> None:
         """Capture a graph, after a run that compiles what it launches; rows of padding, so neither

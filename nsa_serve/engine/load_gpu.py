@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 TRIAL_PAGES = 4
 """Of the caches with which the first steps are tried."""
 _SHORT_PROMPT = 40
-_FIRST_BATCHES = (1, 2, 4, 8)
-"""Batches whose graphs are captured at start; others when they are first needed."""
 _COSTLY = SamplingParams(temperature=1.0, top_p=0.9, seed=0)
 """Takes the most memory to sample."""
 
@@ -87,7 +85,7 @@ def load_gpu_runner(
         num_lookahead_tokens=1,
     )
     runner = runner_over(decoder, kernels, info, dtype, use_graphs=not config.enforce_eager)
-    runner.warm_up(_FIRST_BATCHES)
+    runner.warm_up()
     logger.info(
         "waited %.1f s for kernels; first steps took %.1f s, caches and %d graphs %.1f s",
         compiled - began,

@@ -46,7 +46,7 @@ def rehearse(config: EngineConfig) -> None:
     for context in context_bounds(info.max_model_len):
         run(runner, 1, [], context)
     run(runner, info.max_num_seqs, [])
-    runner.warm_up(())
+    runner.warm_up()
 
 
 def _one_of_each(model: ModelConfig) -> ModelConfig:

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_scheduler.sequence import Sequence
-from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, mixed_inputs, row_inputs
+from nsa_serve.engine.gpu_inputs import (
+    BlockTables,
+    Uploader,
+    mixed_inputs,
+    row_inputs,
+    slots_of_rows,
+)
 from nsa_serve.engine.gpu_steps import in_launches
 from nsa_serve.engine.graphs import (
     BATCHES,
@@ -172,10 +178,10 @@ def test_row_inputs_are_those_of_mixed_inputs_and_padding(rule: SlotRule | None)
     found = row_inputs(
         tables,
         [tables.row(s) for s in sequences],
-        positions,
+        np.array(positions, np.int32),
         [s.token_ids[t] for s, t in zip(sequences, positions, strict=True)],
+        slots_of_rows(np.array(positions, np.int32), rule),
         page_size=PAGE,
-        rule=rule,
         padded_to=8,
     )
     padding = padding_inputs(3, tables.padding_row)
