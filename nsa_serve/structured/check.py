@@ -4,6 +4,7 @@ from collections import OrderedDict
 from threading import Lock
 
 import llguidance
+from tokenizers import AddedToken
 
 from nsa_serve.params import StructuredOutputs
 from nsa_serve.structured.matcher import Grammar, GrammarError
@@ -11,7 +12,6 @@ from nsa_serve.structured.source import grammar_source, invalid
 from nsa_serve.text.byte_level import byte_level_backend
 
 _MAX_KNOWN = 64
-_END_OF_TEXT = 256
 
 
 class GrammarChecker:
@@ -21,11 +21,10 @@ class GrammarChecker:
     """
 
     def __init__(self) -> None:
+        backend = byte_level_backend(special=False)
+        backend.add_special_tokens([AddedToken("<|the end|>", special=True)])
         self._tokenizer = llguidance.LLTokenizer(
-            byte_level_backend(special=False).to_str(),
-            n_vocab=257,
-            eos_token=_END_OF_TEXT,
-            slices=[],
+            backend.to_str(), n_vocab=257, eos_token=backend.token_to_id("<|the end|>"), slices=[]
         )
         self._known: OrderedDict[str, None] = OrderedDict()
         self._lock = Lock()
