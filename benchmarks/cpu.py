@@ -2,9 +2,10 @@
 
     make bench-cpu
 
-Each side runs in a process of its own, in turn, for several rounds; medians are compared. Decode
-is what the tokens after the first take, prefill what the first token takes. Prompts are random
-tokens, different each time. Writes benchmarks/results/cpu.json.
+Each side runs in a process of its own, in turn, for several rounds; medians are compared. `--add`
+adds rounds to those in the file, for a machine that is quiet only for a while. Decode is what the
+tokens after the first take, prefill what the first token takes. Prompts are random tokens,
+different each time. Writes benchmarks/results/cpu.json.
 """
 
 import argparse
@@ -40,15 +41,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", nargs=2, metavar=("ENGINE", "DTYPE"), help="measure one side")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--add", action="store_true", help="to the rounds measured before")
     options = parser.parse_args()
     if options.side:
         print(json.dumps(measure(*options.side)))
         return
     runs: dict[str, list[dict[str, float]]] = {}
+    if options.add:
+        runs = json.loads(RESULTS.read_text())["runs"]
     for number in range(options.rounds):
         for engine, dtype in (*OURS, *THEIRS):
             print(f"round {number + 1}/{options.rounds}: {engine} {dtype}", file=sys.stderr)
             runs.setdefault(f"{engine} {dtype}", []).append(child(engine, dtype))
+        medians = keep(runs)
+    show(medians, ratios(medians))
+
+
+def keep(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Write what was measured so far; returns the medians."""
     medians = {
         side: {key: statistics.median(run[key] for run in of) for key in of[0]}
         for side, of in runs.items()
@@ -56,7 +66,7 @@ def main() -> None:
     result = {"machine": machine(), "medians": medians, "ratios": ratios(medians), "runs": runs}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    show(medians, result["ratios"])
+    return medians
 
 
 def child(engine: str, dtype: str) -> dict[str, float]:
