@@ -82,16 +82,18 @@ class Parity:
         original: Logits,
         *,
         borders: bool = True,
+        shortest: int = 1,
     ) -> None:
         """The definition, prefill in chunks of several lengths and token-by-token decoding over
         pages all give the logits that the original gives: for all tokens and, where `borders`, for
-        as many as reach each border."""
+        as many as reach each border; `shortest` is what the original can run."""
         nsa = nsa_of(decoder)
         one_by_one = in_chunks(decoder, tokens, 1)
         chunks = sorted({nsa.compress_stride + 1, nsa.select_block, len(tokens)})
         found = [whole(decoder, tokens), *(in_chunks(decoder, tokens, chunk) for chunk in chunks)]
         self._hold(family, [one_by_one, *found], original(tokens))
-        for length in border_lengths(nsa, len(tokens) - 1) if borders else ():
+        lengths = border_lengths(nsa, len(tokens) - 1) if borders else []
+        for length in (length for length in lengths if length >= shortest):
             begun = tokens[:length]
             halves = in_chunks(decoder, begun, -(-length // 2))
             found = [whole(decoder, begun), one_by_one[:length], halves]
