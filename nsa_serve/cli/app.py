@@ -11,6 +11,7 @@ from nsa_serve.cli.convert import convert
 from nsa_serve.cli.doctor import doctor
 from nsa_serve.cli.generate import generate
 from nsa_serve.cli.plan import plan
+from nsa_serve.cli.run_batch import run_batch
 from nsa_serve.cli.serve import serve
 from nsa_serve.cli.train import train
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # its tables cut long flags short
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, chat, plan, train, doctor, convert):
+for command in (serve, generate, chat, plan, run_batch, train, doctor, convert):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 

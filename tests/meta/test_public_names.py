@@ -61,6 +61,7 @@ def test_commands_are_these() -> None:
         "generate",
         "chat",
         "plan",
+        "run_batch",
         "train",
         "doctor",
         "convert",

@@ -1,0 +1,1 @@
+"""Requests that come from a file and not from a connection."""

@@ -1,0 +1,68 @@
+"""`nsa-serve run-batch`: a file of requests, answered into another file."""
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nsa_serve.batch.progress import BatchBar
+from nsa_serve.batch.reading import InputFile
+from nsa_serve.batch.running import BatchRun
+from nsa_serve.batch.writing import OutputFile
+from nsa_serve.cli.config_file import use_config_file
+from nsa_serve.cli.options import ModelArgument, engine_options
+from nsa_serve.cli.session import bring_built_in
+from nsa_serve.config import EngineConfig
+from nsa_serve.engine.client import AsyncEngine
+from nsa_serve.errors import BatchError
+
+_IN_HELP = "Requests, one a line, as OpenAI's batches have them."
+_OUT_HELP = "Where each answer goes as it comes, in any order."
+_RESUME_HELP = "Go on with OUT: the custom_ids that it has are not asked again."
+_NAME_HELP = "The model's name in requests; may be given several times."
+_FILE_HELP = "Flags from a TOML or JSON file; those of the command line win."
+
+
+@engine_options(model=ModelArgument)
+def run_batch(
+    config: EngineConfig,
+    input_file: Annotated[Path, typer.Option("--input-file", "-i", help=_IN_HELP, metavar="IN")],
+    output_file: Annotated[
+        Path, typer.Option("--output-file", "-o", help=_OUT_HELP, metavar="OUT")
+    ],
+    resume: Annotated[bool, typer.Option("--resume", help=_RESUME_HELP)] = False,
+    served_model_name: Annotated[list[str] | None, typer.Option(help=_NAME_HELP)] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help=_FILE_HELP, callback=use_config_file, is_eager=True),
+    ] = None,
+) -> None:
+    """Answer a file of requests, for completions or chats.
+
+    A bad line becomes an error line and ends nothing. Killed at any moment, it goes on with
+    --resume.
+    """
+    with InputFile(input_file) as source, OutputFile(output_file, resume=resume) as target:
+        if target.same_file(input_file):
+            raise BatchError(f"{input_file} cannot be read and written at once")
+        if config.model is None and config.runner == "model":
+            bring_built_in()
+        asyncio.run(_run(config, tuple(served_model_name or ()), source, target))
+
+
+async def _run(
+    config: EngineConfig, names: tuple[str, ...], source: InputFile, target: OutputFile
+) -> None:
+    from nsa_api.batches.offline import OfflineApi
+
+    engine = await AsyncEngine.start(config)
+    try:
+        with BatchBar(source.num_bytes) as bar:
+            api = OfflineApi(engine, config, names)
+            run = BatchRun(source, target, api, created=source.modified, report=bar.show)
+            progress = await run.run()
+        print(f"{bar.summary(progress)}: {target.path}", file=sys.stderr)
+    finally:
+        await engine.shutdown()
