@@ -50,6 +50,21 @@ def needle_samples(options: NeedleData, sizer: Sizer, rng: random.Random) -> lis
     return samples
 
 
+def sample_hay(options: NeedleData) -> Callable[[random.Random, int], str]:
+    """Makes text like that of the haystacks, at least as long as asked for."""
+
+    def make(rng: random.Random, num_chars: int) -> str:
+        sentences = _made_up(rng) if options.haystack is None else _sentences_of(options, rng)
+        text = ""
+        for sentence in sentences():
+            text += sentence + " "
+            if len(text) > num_chars:
+                break
+        return text
+
+    return make
+
+
 def count_found(records: list[RequestRecord]) -> list[Found]:
     """By length and depth; only requests that were answered count."""
     outcomes: dict[tuple[int, float], list[bool]] = {}

@@ -13,7 +13,7 @@ from nsa_serve.bench.serve.arrivals import arrival_times
 from nsa_serve.bench.serve.client import ask
 from nsa_serve.bench.serve.datasets import file_samples, random_samples
 from nsa_serve.bench.serve.load import Load
-from nsa_serve.bench.serve.needles import needle_samples
+from nsa_serve.bench.serve.needles import needle_samples, sample_hay
 from nsa_serve.bench.serve.options import MAX_SEED, BenchOptions, LoadShape, TargetError
 from nsa_serve.bench.serve.progress import LiveProgress
 from nsa_serve.bench.serve.prompts import Sample
@@ -141,6 +141,8 @@ async def _sizer(options: BenchOptions, target: Target) -> Sizer:
         return local_sizer(options.data.tokenizer)
     if options.data.dataset == "random" and options.data.random.vocab_size is not None:
         return EstimatingSizer(1.0, 0, "prompts are token ids")
+    if options.data.dataset == "needle":
+        return await ask_target(target, sample_hay(options.data.needle))
     return await ask_target(target)
 
 

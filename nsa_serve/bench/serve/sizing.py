@@ -4,6 +4,7 @@ Without a tokenizer sizes are estimates; what is reported is what the target cou
 """
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,9 @@ from nsa_serve.bench.serve.target import Target
 from nsa_serve.bench.serve.words import random_text
 from nsa_serve.errors import ConfigError
 from nsa_serve.text.tokenizer import Tokenizer
+
+MakeText = Callable[[random.Random, int], str]
+"""Text of at least so many characters."""
 
 _GUESS = 4.0
 """Characters of a token where nobody can tell."""
@@ -102,9 +106,12 @@ def local_sizer(folder: Path) -> LocalSizer:
     return LocalSizer(Tokenizer.from_folder(folder), folder.name)
 
 
-async def ask_target(target: Target) -> Sizer:
-    """Let the target count the tokens of two random texts, by /tokenize or in the usage."""
-    texts = [random_text(random.Random(i), chars) for i, chars in enumerate(_SAMPLE_CHARS)]
+async def ask_target(target: Target, make: MakeText = random_text) -> Sizer:
+    """Let the target count the tokens of two texts, by /tokenize or in the usage.
+
+    `make` gives text like that of the prompts: other text has other tokens.
+    """
+    texts = [make(random.Random(i), chars) for i, chars in enumerate(_SAMPLE_CHARS)]
     for count, how in ((_by_tokenize, "/tokenize"), (_by_usage, "its usage")):
         few, many = [await count(target, text) for text in texts]
         if few is not None and many is not None and many > few:
