@@ -81,11 +81,11 @@ class Trainer:
                 saves = last or self.step % settings.checkpoint_every == 0
                 if saves or self.step % settings.log_every == 0:
                     display.show(self.step, self._report(started), always=last)
-                if last or self.step % settings.evaluate_every == 0:
-                    validation = self.evaluate()
                 if saves:
                     self.save()
                 interruption.obey()
+                if self.step == end or self.step % settings.evaluate_every == 0:
+                    validation = self.evaluate()
         return Result(
             steps=self.step,
             loss=self._loss if math.isnan(self._epoch_loss) else self._epoch_loss,
