@@ -64,6 +64,7 @@ def test_what_was_read_is_what_was_asked_for(name: str, seed: int, num_reads: in
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", SHAPES)
 def test_what_was_read_is_what_was_asked_for_in_every_shape(name: str, seed: int) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nsa_kernels.dispatch import LayerKernels
 from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler import ScheduledSequence, Scheduler, SchedulerConfig, Sequence
-from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs
+from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs, slots_of_rows
 from nsa_serve.engine.gpu_steps import mixed_step, rows_step
 from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
 from nsa_serve.engine.inputs import SlotRule
@@ -161,26 +161,30 @@ class TokenOracle:
         """Single queries alone: padded, as a graph where there are any."""
         rows = [self._tables.row(item.sequence) for item in items]
         self._tables.flush(self._upload)
-        padding = 0 if self._use_graphs else int(self._random.integers(3))
+        positions = np.array([item.start for item in items], np.int32)
+        slots = slots_of_rows(positions, self._rule)
+        key = self._steps.key(
+            len(items),
+            int(positions.max()) + 1,
+            lists_slots=self.shape.learned and bool((slots >= 0).any()),
+        )
+        if not self._use_graphs:
+            key = key._replace(batch=key.batch + int(self._random.integers(3)))
         inputs = row_inputs(
             self._tables,
             rows,
-            [item.start for item in items],
+            positions,
             [item.sequence.token_ids[item.start] for item in items],
+            slots,
             page_size=self.shape.page_size,
-            rule=self._rule,
-            padded_to=self._steps.padded(len(items)) + padding,
+            padded_to=key.batch,
         )
         asks, n = self._ask(items), len(items)
         queries = self._queries(len(inputs.positions))
         queries.q[:n], queries.q_compressed[:n] = asks.q, asks.q_compressed
         queries.gates[:n] = asks.gates
         queries.out.fill_(torch.nan)
-        self._steps.run(
-            inputs,
-            num_tokens=max(item.end for item in items),
-            lists_slots=self.shape.learned and bool((inputs.slots >= 0).any()),
-        )
+        self._steps.run(inputs, key)
         self._check(items, asks, queries.out[:n], num_rows=n)
         self.tally.check_padding(queries.out[n:])
 
