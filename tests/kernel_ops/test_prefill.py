@@ -362,7 +362,7 @@ def random_shape(seed: int) -> Shape:
 
 def check_random_shape(seed: int) -> None:
     case = make_case(random_shape(seed))
-    tuning = NARROW if seed % 3 == 0 else wide(case, fixed_top=seed % 3 == 1)
+    tuning = NARROW if seed % 3 == 0 else wide(case, selected_fixed_top=seed % 3 == 1)
     assert relative_error(run(case, tuning), expected(case)) < 1e-5
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from nsa_kernels.prefill.dense import dense_prefill
 from nsa_kernels.prefill.layer import sparse_prefill
 from nsa_kernels.prefill.tuning import PrefillTuning
 from tests.kernel_ops.test_prefill import NARROW, shape_of
@@ -18,7 +17,6 @@ from tests.support.prefill_cases import (
     Case,
     Shape,
     expected,
-    expected_dense,
     make_case,
     relative_error,
 )
@@ -28,8 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
 ]
 
-FIXED = replace(NARROW, fixed_top=True)
-FOLLOWED = replace(NARROW, fixed_top=False)
+FIXED = replace(NARROW, selected_fixed_top=True)
+FOLLOWED = replace(NARROW, selected_fixed_top=False)
 
 
 def run(case: Case, tuning: PrefillTuning) -> Tensor:
@@ -89,21 +87,6 @@ def test_maxima_far_from_the_first_tile(slope: str, group: int) -> None:
     found = run(case, FIXED)
     assert relative_error(found, expected(case)) < 1e-4  # logits of hundreds in float32
     assert relative_error(found, run(case, FOLLOWED).double()) < 1e-4
-
-
-def test_maxima_far_from_the_first_tile_with_memory() -> None:
-    """Nothing is selected: beside memory, the slots' shares are below float32's least number."""
-    shape = shape_of(BASE, chunks=((0, 70),), kv_heads=1, memory=2)
-    shape = replace(shape, spec=replace(shape.spec, uses=(True, False, True)))
-    case = sloped(SLOPES["jumps"], shape)
-    assert relative_error(run(case, FIXED), expected(case)) < 1e-4
-
-
-@pytest.mark.parametrize("slope", ["rises", "jumps"])
-def test_dense_attention(slope: str) -> None:
-    case = sloped(SLOPES[slope], shape_of(BASE, chunks=((3, 83),), kv_heads=1))
-    found = dense_prefill(case.q, case.cache.k, case.cache.v, case.chunks, case.scale, tuning=FIXED)
-    assert relative_error(found, expected_dense(case)) < 1e-4
 
 
 def test_values_that_overflow_before_they_are_divided() -> None:

@@ -109,7 +109,7 @@ def test_blocks_that_do_not_fit_are_read_in_parts(
         replace(shape_of(BASE, chunks=((3 * block, 40),)), spec=spec, kv_heads=1, page_size=block)
     )
     monkeypatch.setattr(tuning_module, "SHARED_BYTES", 20 * 1024)
-    tuning = replace(NARROW, fixed_top=fixed_top, select_queries=32)
+    tuning = replace(NARROW, selected_fixed_top=fixed_top, select_queries=32)
     heads = Heads.of(case.q, case.cache.k, case.cache.v, tuning)
     assert selected_steps(heads, block).parts > 1
     assert relative_error(run(case, tuning), expected(case)) < 1e-5

@@ -17,38 +17,12 @@ from nsa_kernels.prefill.ranges import keys_sums, slots_sums
 from nsa_kernels.prefill.sizes import LOG2_E, Heads, LayerSizes
 from nsa_kernels.prefill.tiles import (
     deliver,
-    far_off,
     gate_of,
     load_part,
     next_power_of_2,
     softmax_end,
 )
 from nsa_kernels.prefill.work import PrefillWork
-
-
-@triton.jit
-def _deliver_compressed(
-    out: tl.tensor,
-    lse: tl.tensor,
-    gates: tl.tensor,
-    place: tl.tensor,
-    lse_at: tl.tensor,
-    gate_at: tl.tensor,
-    keep: tl.tensor,
-    top: tl.tensor,
-    total: tl.tensor,
-    acc: tl.tensor,
-    VALUES: tl.constexpr,
-    GATED: tl.constexpr,
-    LOGITS: tl.constexpr,
-    DV: tl.constexpr,
-) -> None:
-    # +inf where nothing is seen, so that exp2(s − lse) is 0.
-    log_sum = tl.where(total == 0.0, float("inf"), top + tl.log2(total))
-    tl.store(lse + lse_at, log_sum, mask=keep)
-    if VALUES:
-        gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
-        deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], False, DV)
 
 
 @triton.jit
@@ -71,7 +45,6 @@ def _keys_branch(
     ADD: tl.constexpr,
     GATED: tl.constexpr,
     LOGITS: tl.constexpr,
-    FIXED: tl.constexpr,
     WINDOW: tl.constexpr,
     D: tl.constexpr,
     D_FIRST: tl.constexpr,
@@ -85,22 +58,11 @@ def _keys_branch(
 ) -> None:
     """The window (WINDOW > 0) or causal attention to all keys, gated, for rows to keep."""
     _, total, acc = keys_sums(
-        q, q_rest, k, v, table, positions, start, last, kv_head, scale, FIXED, WINDOW, D, D_FIRST,
+        q, q_rest, k, v, table, positions, start, last, kv_head, scale, WINDOW, D, D_FIRST,
         D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
     )  # fmt: skip
-    lost = far_off(total, acc, keep)
     gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
-    mixed = softmax_end(total, acc) * gate[:, None]
-    deliver(out, place, keep & ~(lost & FIXED), mixed, ADD, DV)
-    if FIXED:  # noqa: SIM102 - decided when compiling, the other when running
-        if tl.max(lost.to(tl.int32), 0) > 0:
-            _, again_total, again = keys_sums(
-                q, q_rest, k, v, table, positions, start, last, kv_head, scale, False, WINDOW, D,
-                D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
-            )  # fmt: skip
-            again_gate = gate_of(gates, gate_at, lost, GATED, LOGITS)
-            again_mixed = softmax_end(again_total, again) * again_gate[:, None]
-            deliver(out, place, lost, again_mixed, ADD, DV)
+    deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], ADD, DV)
 
 
 @triton.jit(do_not_specialize=["num_slots", "table_width", "dense_end"])
@@ -159,7 +121,6 @@ def flash_kernel(
     PAGE: tl.constexpr,
     SLOTS: tl.constexpr,
     KEYS: tl.constexpr,
-    FIXED: tl.constexpr,
     PRECISION: tl.constexpr,
 ) -> None:
     ROWS: tl.constexpr = QUERIES * GROUP_PADDED
@@ -204,26 +165,15 @@ def flash_kernel(
             v_mem = v_memory + kv_head * MEMORY * DV
         top, total, acc = slots_sums(
             qc, qc_rest, k_first, v_first, k_mem, v_mem, seen, seen_by_all, seen_by_last, scale,
-            FIXED, MEMORY, MEMORY_PADDED, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED,
+            MEMORY, MEMORY_PADDED, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED,
             SLOTS, PRECISION,
         )  # fmt: skip
-        sees = keep & ((seen > FIRST_SLOT) | (MEMORY > 0))
-        lost = far_off(total, acc, sees)
-        _deliver_compressed(
-            out, lse, gates, place, token * HEADS + head, gate_at, keep & ~(lost & FIXED), top,
-            total, acc, VALUES, GATED, LOGITS, DV,
-        )  # fmt: skip
-        if FIXED:  # noqa: SIM102 - decided when compiling, the other when running
-            if tl.max(lost.to(tl.int32), 0) > 0:
-                again_top, again_total, again = slots_sums(
-                    qc, qc_rest, k_first, v_first, k_mem, v_mem, seen, seen_by_all, seen_by_last,
-                    scale, False, MEMORY, MEMORY_PADDED, FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV,
-                    DV_PADDED, SLOTS, PRECISION,
-                )  # fmt: skip
-                _deliver_compressed(
-                    out, lse, gates, place, token * HEADS + head, gate_at, lost, again_top,
-                    again_total, again, VALUES, GATED, LOGITS, DV,
-                )  # fmt: skip
+        # +inf where nothing is seen, so that exp2(s − lse) is 0.
+        log_sum = tl.where(total == 0.0, float("inf"), top + tl.log2(total))
+        tl.store(lse + token * HEADS + head, log_sum, mask=keep)
+        if VALUES:
+            gate = gate_of(gates, gate_at, keep, GATED, LOGITS)
+            deliver(out, place, keep, softmax_end(total, acc) * gate[:, None], False, DV)
 
     if WINDOW > 0 or DENSE:
         at = token * q_token + head * q_head
@@ -239,7 +189,7 @@ def flash_kernel(
     if WINDOW > 0:
         _keys_branch(
             out, gates, place, gate_at + 2 * gate_branch, keep, ql, ql_rest, k_window, v_window,
-            table, positions, start, last, kv_head, scale, VALUES, GATED, LOGITS, FIXED, WINDOW, D,
+            table, positions, start, last, kv_head, scale, VALUES, GATED, LOGITS, WINDOW, D,
             D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
         )  # fmt: skip
 
@@ -249,7 +199,7 @@ def flash_kernel(
             _keys_branch(
                 out, gates, place, gate_at + gate_branch, early, ql, ql_rest, k_dense, v_dense,
                 table, positions, start, last, kv_head, scale, VALUES or WINDOW > 0, GATED, LOGITS,
-                FIXED, 0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
+                0, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
             )  # fmt: skip
 
 
@@ -327,5 +277,4 @@ def flash_shape(heads: Heads) -> dict[str, Any]:
         "PAGE": heads.page_size,
         "SLOTS": heads.tuning.flash_slots,
         "KEYS": heads.tuning.flash_keys,
-        "FIXED": heads.fixed_top,
     }

@@ -1,20 +1,14 @@
-"""Steps and loops of softmax over runs of compressed slots, and of tokens in pages.
-
-Sums are (top, total, acc). If FIXED, FIRST says that a tile decides what `top` is for all others;
-if not, `top` follows the maximum from tile to tile.
-"""
+"""Steps and loops of softmax over runs of compressed slots, and of tokens in pages."""
 
 import triton
 import triton.language as tl
 
 from nsa_kernels.prefill.tiles import (
-    fixed_top,
     load_part,
     no_sums,
     page_offsets,
     row_logits,
     softmax_step,
-    total_of,
 )
 
 
@@ -31,9 +25,7 @@ def _slots_tile(
     seen: tl.tensor,
     last: tl.tensor,
     scale: tl.tensor,
-    FIRST: tl.constexpr,
     MASKED: tl.constexpr,
-    FIXED: tl.constexpr,
     FIRST_SLOT: tl.constexpr,
     VALUES: tl.constexpr,
     D: tl.constexpr,
@@ -53,12 +45,10 @@ def _slots_tile(
     if MASKED:
         visible = (slots[None, :] < seen[:, None]) & (slots >= FIRST_SLOT)[None, :]
         s = tl.where(visible, s, float("-inf"))
-    if FIRST:
-        top = fixed_top(s, scale)
     values = s
     if VALUES:
         values = load_part(v + start * DV, lanes * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
-    return softmax_step(s, values, top, total, acc, scale, MASKED, VALUES, FIXED, PRECISION)
+    return softmax_step(s, values, top, total, acc, scale, MASKED, VALUES, False, PRECISION)
 
 
 @triton.jit
@@ -73,7 +63,6 @@ def slots_sums(
     seen_by_all: tl.tensor,
     last: tl.tensor,
     scale: tl.tensor,
-    FIXED: tl.constexpr,
     MEMORY: tl.constexpr,
     MEMORY_PADDED: tl.constexpr,
     FIRST_SLOT: tl.constexpr,
@@ -88,17 +77,9 @@ def slots_sums(
 ) -> tl.tensor:
     """Sums over memory and slots [FIRST_SLOT, seen) of each row; all rows see `seen_by_all`, and
     none sees `last` or what is behind."""
-    top, total, acc = no_sums(q.shape[0], DV_PADDED, FIXED)
-    # Tiles before HEAD are masked, for the sake of those slots that do not exist; one such tile
-    # there always is if it has to give a top.
+    top, total, acc = no_sums(q.shape[0], DV_PADDED, False)
+    # Tiles before HEAD are masked, for the sake of those slots that do not exist.
     HEAD: tl.constexpr = (FIRST_SLOT + SLOTS - 1) // SLOTS * SLOTS
-    DONE: tl.constexpr = SLOTS if FIXED else 0
-    if FIXED:
-        for start in tl.range(0, tl.minimum(SLOTS, last), SLOTS):  # once: a loop is pipelined
-            top, total, acc = _slots_tile(
-                q, q_rest, top, total, acc, start, k, v, seen, last, scale, True, True, True,
-                FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
-            )  # fmt: skip
     if MEMORY > 0:
         lanes = tl.arange(0, MEMORY_PADDED)
         exists = lanes < MEMORY
@@ -108,27 +89,26 @@ def slots_sums(
         if VALUES:
             values = load_part(v_memory, lanes * DV, exists, True, 0, DV_PADDED, DV).to(q.dtype)
         top, total, acc = softmax_step(
-            s, values, top, total, acc, scale, True, VALUES, FIXED, PRECISION
+            s, values, top, total, acc, scale, True, VALUES, False, PRECISION
         )
-    if HEAD > DONE:
-        for start in tl.range(DONE, tl.minimum(HEAD, last), SLOTS):
+    if HEAD > 0:
+        for start in tl.range(0, tl.minimum(HEAD, last), SLOTS):
             top, total, acc = _slots_tile(
-                q, q_rest, top, total, acc, start, k, v, seen, last, scale, False, True, FIXED,
+                q, q_rest, top, total, acc, start, k, v, seen, last, scale, True,
                 FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
             )  # fmt: skip
-    low: tl.constexpr = HEAD if HEAD > DONE else DONE
-    unmasked = tl.maximum(seen_by_all // SLOTS * SLOTS, low)
-    for start in tl.range(low, unmasked, SLOTS):
+    unmasked = tl.maximum(seen_by_all // SLOTS * SLOTS, HEAD)
+    for start in tl.range(HEAD, unmasked, SLOTS):
         top, total, acc = _slots_tile(
-            q, q_rest, top, total, acc, start, k, v, seen, last, scale, False, False, FIXED,
+            q, q_rest, top, total, acc, start, k, v, seen, last, scale, False,
             FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
         )  # fmt: skip
     for start in tl.range(unmasked, last, SLOTS):
         top, total, acc = _slots_tile(
-            q, q_rest, top, total, acc, start, k, v, seen, last, scale, False, True, FIXED,
+            q, q_rest, top, total, acc, start, k, v, seen, last, scale, True,
             FIRST_SLOT, VALUES, D, D_FIRST, D_REST, DV, DV_PADDED, SLOTS, PRECISION,
         )  # fmt: skip
-    return top, total_of(total, FIXED), acc
+    return top, total, acc
 
 
 @triton.jit
@@ -146,9 +126,7 @@ def _keys_tile(
     last: tl.tensor,
     kv_head: tl.tensor,
     scale: tl.tensor,
-    FIRST: tl.constexpr,
     MASKED: tl.constexpr,
-    FIXED: tl.constexpr,
     WINDOW: tl.constexpr,
     D: tl.constexpr,
     D_FIRST: tl.constexpr,
@@ -172,10 +150,8 @@ def _keys_tile(
             s = tl.where(age.to(tl.uint32, bitcast=True) < WINDOW, s, float("-inf"))
         else:
             s = tl.where(age >= 0, s, float("-inf"))
-    if FIRST:
-        top = fixed_top(s, scale)
     values = load_part(v, rows * DV, keep, MASKED, 0, DV_PADDED, DV).to(q.dtype)
-    return softmax_step(s, values, top, total, acc, scale, MASKED, True, FIXED, PRECISION)
+    return softmax_step(s, values, top, total, acc, scale, MASKED, True, False, PRECISION)
 
 
 @triton.jit
@@ -190,7 +166,6 @@ def keys_sums(
     last: tl.tensor,
     kv_head: tl.tensor,
     scale: tl.tensor,
-    FIXED: tl.constexpr,
     WINDOW: tl.constexpr,
     D: tl.constexpr,
     D_FIRST: tl.constexpr,
@@ -204,39 +179,30 @@ def keys_sums(
 ) -> tl.tensor:
     """Sums over the keys at a row's position and before it, the last WINDOW of them (0: all).
     Positions are in [start, last), but for those of rows that nobody reads."""
-    top, total, acc = no_sums(q.shape[0], DV_PADDED, FIXED)
+    top, total, acc = no_sums(q.shape[0], DV_PADDED, False)
     low = 0
     whole = 0  # keys from here on are seen by all rows, up to their own
     if WINDOW > 0:
         low = tl.maximum(start - WINDOW + 1, 0) // KEYS * KEYS
         whole = tl.maximum(last - WINDOW + KEYS - 1, 0) // KEYS * KEYS
     own = start // KEYS * KEYS
-    tail = own
-    if FIXED:  # here most rows see something, and most logits are like the others
-        tail = own + KEYS
-        for at in tl.range(own, tl.minimum(tail, last), KEYS):  # once: a loop is pipelined
-            top, total, acc = _keys_tile(
-                q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, True,
-                True, True, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
-                PRECISION,
-            )  # fmt: skip
     whole = tl.minimum(whole, own)
     if WINDOW > 0:
         for at in tl.range(low, whole, KEYS):
             top, total, acc = _keys_tile(
-                q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, False,
-                True, FIXED, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+                q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, True,
+                WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
                 PRECISION,
             )  # fmt: skip
     for at in tl.range(whole, own, KEYS):
         top, total, acc = _keys_tile(
             q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, False,
-            False, FIXED, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
+            WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS,
             PRECISION,
         )  # fmt: skip
-    for at in tl.range(tail, last, KEYS):
+    for at in tl.range(own, last, KEYS):
         top, total, acc = _keys_tile(
-            q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, False,
-            True, FIXED, WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
+            q, q_rest, top, total, acc, at, k, v, table, positions, last, kv_head, scale, True,
+            WINDOW, D, D_FIRST, D_REST, DV, DV_PADDED, KV_HEADS, PAGE, KEYS, PRECISION,
         )  # fmt: skip
-    return top, total_of(total, FIXED), acc
+    return top, total, acc

@@ -86,7 +86,7 @@ class Heads:
     def fixed_top(self) -> bool:
         """Whether logits of a row are taken relative to the maximum of its first keys, where this
         loses nothing; float16 has too few exponents for it."""
-        return self.tuning.fixed_top and self.compute != torch.float16
+        return self.tuning.selected_fixed_top and self.compute != torch.float16
 
     @cached_property
     def constants(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class PrefillTuning:
     Rows are (query, head of the group) pairs. Results of different sizes differ by rounding only.
     """
 
-    fixed_top: bool = True
+    selected_fixed_top: bool = True
     """Not to follow the maximum of logits from tile to tile, where that of one tile will do; where
     it does not, rows are computed again. Never for float16, which has too few exponents."""
     flash_rows: int = 128
@@ -103,7 +103,7 @@ def fitted(
     if dtype == torch.float32:  # each product is three, and operands are twice as large
         tuning = replace(
             tuning,
-            fixed_top=False,
+            selected_fixed_top=False,
             flash_rows=64,
             flash_slots=32,
             flash_keys=32,
