@@ -4,6 +4,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from nsa_api.auth import Authentication
+from nsa_api.batches.worker import open_worker
 from nsa_api.body import BodyLimits
 from nsa_api.disconnect import ClientGone
 from nsa_api.engine import Engine
@@ -11,14 +12,17 @@ from nsa_api.errors import UnexpectedErrors, install_error_handlers
 from nsa_api.http_metrics import HttpMetrics
 from nsa_api.limits import HeadLimits
 from nsa_api.openapi import install_openapi
-from nsa_api.routes import chat, completions, health, models
+from nsa_api.routes import batches, chat, completions, files, health, models
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
 from nsa_serve import __version__
 
 
 def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
-    """The API over `engine`. Without one it answers 503 until `app.state.server.attach`."""
+    """The API over `engine`. Without one it answers 503 until `app.state.server.attach`.
+
+    Raises `BatchError` if the batch folder cannot be had.
+    """
     app = FastAPI(
         title="nsa-serve",
         version=__version__,
@@ -27,9 +31,10 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
     state = app.state.server = ServerState(settings)
     if engine is not None:
         state.attach(engine)
+    app.state.batches = open_worker(app, settings)
     install_error_handlers(app)
     app.add_exception_handler(ClientGone, _nobody_waits)
-    for module in (completions, chat, models, health):
+    for module in (completions, chat, models, files, batches, health):
         app.include_router(module.router)
     install_openapi(app)
     # The layer that is added last is the outermost.

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nsa_serve.errors import (
+    BatchError,
     ContextLengthError,
     EngineDeadError,
     GenerationError,
@@ -102,6 +103,8 @@ def to_api_error(error: Exception) -> ApiError:
             return bad_request(str(error), error.param)
         case GenerationError():
             return ApiError(500, str(error), code="generation_failed")
+        case BatchError():
+            return ApiError(507, "The server cannot keep this now", code="storage_failed")
         case EngineDeadError():
             return unavailable("The engine is not running", code="engine_dead")
         case RequestValidationError():

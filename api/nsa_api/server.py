@@ -10,6 +10,7 @@ import msgspec
 import uvicorn
 
 from nsa_api.app import create_app
+from nsa_api.batches.worker import BatchWorker
 from nsa_api.protocol import bounded_protocol
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
@@ -58,6 +59,7 @@ class _Server(uvicorn.Server):
         self._settings = settings
         self._listener = listener
         self._state: ServerState = app.state.server
+        self._batches: BatchWorker | None = app.state.batches
         self._stop = asyncio.Event()
 
     async def serve_engine(self, config: EngineConfig, started: float) -> None:
@@ -80,6 +82,8 @@ class _Server(uvicorn.Server):
             engine = await self._start_engine(config)
             if engine is not None:
                 self._state.attach(engine)
+                if self._batches is not None:
+                    self._batches.start()
                 self._announce(engine, started, listening)
                 await self._stop.wait()
                 await self._drain(engine)
@@ -87,7 +91,12 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
     async def _drain(self, engine: AsyncEngine) -> None:
-        """Let requests finish; what is left gets an error event when the engine goes."""
+        """Let requests finish; what is left gets an error event when the engine goes.
+
+        Batches do not hold it up: the next server goes on with them.
+        """
+        if self._batches is not None:
+            await self._batches.stop()
         await self._wait_until_idle(self._settings.shutdown_timeout)
         await engine.shutdown()
         await self._wait_until_idle(_SECONDS_FOR_LAST_WORDS)

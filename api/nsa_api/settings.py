@@ -32,6 +32,13 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_request_sequences: int = 512
     """Bound on prompts · n of one request; `serve` lowers it to what the queue can hold."""
 
+    batch_dir: str | None = None
+    """Folder of the files and batches of the Batch API, which is off without one."""
+    max_file_bytes: int = 200 * MiB
+    max_batch_dir_bytes: int = 10_240 * MiB
+    batch_days: float = 30.0
+    """Age at which files and finished batches are forgotten."""
+
     shutdown_timeout: float = 30.0
     """How long running requests may take to finish after SIGTERM."""
     stuck_timeout: float = 60.0
@@ -43,6 +50,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         if not all(key.isascii() and key.strip() == key and key for key in self.api_keys):
             raise ConfigError("api_key must be non-empty ASCII without surrounding spaces")
         for name in ("max_body_bytes", "max_header_bytes", "max_header_count", "read_timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be positive")
+        for name in ("max_file_bytes", "max_batch_dir_bytes", "batch_days"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")
         for name in ("max_request_tokens", "max_request_sequences", "stuck_timeout"):

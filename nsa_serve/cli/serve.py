@@ -1,6 +1,7 @@
 """`nsa-serve serve`: the HTTP API over an engine."""
 
 import logging
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ _KEY_HELP = "A key that opens the API; may be given several times. Without one i
 _NAME_HELP = "The model's name in requests; may be given several times."
 _HOST_HELP = "A Host header accepted beside the loopback names; may be given several times."
 _TIMEOUT_HELP = "Seconds that running requests may take after SIGTERM."
+_BATCH_HELP = "Folder for files and batches; in the user's state folder unless given, or off."
 _FILE_HELP = "Flags from a TOML or JSON file; those of the command line win."
 
 
@@ -27,6 +29,7 @@ def serve(
     served_model_name: Annotated[list[str] | None, typer.Option(help=_NAME_HELP)] = None,
     allowed_host: Annotated[list[str] | None, typer.Option(help=_HOST_HELP)] = None,
     shutdown_timeout: Annotated[float, typer.Option(help=_TIMEOUT_HELP)] = 30.0,
+    batch_dir: Annotated[str | None, typer.Option(help=_BATCH_HELP)] = None,
     config_file: Annotated[
         Path | None,
         typer.Option("--config", help=_FILE_HELP, callback=use_config_file, is_eager=True),
@@ -47,5 +50,24 @@ def serve(
         served_model_names=tuple(served_model_name or ()),
         allowed_hosts=tuple(allowed_host or ()),
         shutdown_timeout=shutdown_timeout,
+        batch_dir=_batch_folder(batch_dir, port),
     )
     serve_http(config, settings)
+
+
+def _batch_folder(given: str | None, port: int) -> str | None:
+    """That of the flag, or the user's own for this port if there can be one."""
+    if given is not None:
+        return None if given == "off" else given
+    if port == 0:
+        return None
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        folder = Path(state) / "nsa-serve" / f"batches-{port}"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("no permission to write")
+    except (OSError, RuntimeError) as error:
+        logging.getLogger(__name__).warning("the Batch API is off, give a --batch-dir: %s", error)
+        return None
+    return str(folder)

@@ -30,11 +30,14 @@ _ROUTES: dict[str, tuple[type[BaseModel], Route]] = {
 
 
 class DirectApi:
-    """Calls the routes of an app whose engine runs; `salt` is that of the key that asks."""
+    """Calls the routes of an app whose engine runs; `salt` is that of the key that asks.
 
-    def __init__(self, app: FastAPI, *, salt: bytes = b"") -> None:
+    `priority` stands in the place of what bodies say.
+    """
+
+    def __init__(self, app: FastAPI, *, salt: bytes = b"", priority: int | None = None) -> None:
         self.state: ServerState = app.state.server
-        self._app, self._salt = app, salt
+        self._app, self._salt, self._priority = app, salt, priority
 
     async def answer(self, request: BatchRequest) -> Answer:
         """Status and body, as a client would get them."""
@@ -50,7 +53,7 @@ class DirectApi:
     async def _respond(self, request: BatchRequest) -> Response:
         model, route = _ROUTES[request.url]
         try:
-            body = model.model_validate(_seeded(request))
+            body = model.model_validate(self._settled(request))
         except ValidationError as error:
             found = [{**e, "loc": ("body", *e["loc"])} for e in error.errors(include_url=False)]
             raise RequestValidationError(found) from None
@@ -58,6 +61,16 @@ class DirectApi:
             text = "stream is not supported in a batch"
             raise ApiError(400, text, code="unsupported_parameter", param="stream")
         return await route(body, self._request(request.url))
+
+    def _settled(self, request: BatchRequest) -> dict[str, Any]:
+        """The body, with a seed of its own if it has none, so that it has one answer only."""
+        body = dict(request.body)
+        if body.get("seed") is None:
+            digest = hashlib.sha256(b"seed/" + request.custom_id.encode()).digest()
+            body["seed"] = int.from_bytes(digest[:7], "little")
+        if self._priority is not None:
+            body["priority"] = self._priority
+        return body
 
     def _request(self, url: str) -> Request:
         """A request whose client never goes away: who leaves cancels the call."""
@@ -71,14 +84,6 @@ class DirectApi:
             "state": {"salt": self._salt},
         }
         return Request(scope, _nothing_more)
-
-
-def _seeded(request: BatchRequest) -> dict[str, Any]:
-    """The body, with a seed of its own if it has none, so that it has one answer only."""
-    if request.body.get("seed") is not None:
-        return request.body
-    digest = hashlib.sha256(b"seed/" + request.custom_id.encode()).digest()
-    return {**request.body, "seed": int.from_bytes(digest[:7], "little")}
 
 
 async def _nothing_more() -> Message:

@@ -1,0 +1,98 @@
+"""Files and batches as OpenAI's clients read them, and as they lie on disk."""
+
+from typing import Any, Literal
+
+import msgspec
+
+BatchStatus = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
+UNFINISHED: frozenset[BatchStatus] = frozenset(
+    {"validating", "in_progress", "finalizing", "cancelling"}
+)
+
+
+class FileRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A file that was uploaded, or that a batch made."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"] = "processed"
+    owner: str = ""
+    """Whose it is: made of the API key; never told."""
+
+
+class RequestCounts(msgspec.Struct):
+    """Lines of a batch; those that were not answered are neither completed nor failed."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class BatchFault(msgspec.Struct, frozen=True):
+    """Why a whole batch failed."""
+
+    code: str
+    message: str
+    line: int | None = None
+    param: str | None = None
+
+
+class BatchFaults(msgspec.Struct, frozen=True):
+    """A list, as OpenAI has it."""
+
+    data: list[BatchFault]
+    object: Literal["list"] = "list"
+
+
+class BatchRecord(msgspec.Struct, kw_only=True):
+    """A batch; times are in seconds since the epoch."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    endpoint: str
+    errors: BatchFaults | None = None
+    input_file_id: str
+    completion_window: str
+    status: BatchStatus = "validating"
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    created_at: int
+    in_progress_at: int | None = None
+    expires_at: int
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: RequestCounts = msgspec.field(default_factory=RequestCounts)
+    metadata: dict[str, str] | None = None
+    owner: str = ""
+
+    def turn(self, status: BatchStatus, now: int) -> None:
+        """Take on a status, and note when."""
+        self.status = status
+        setattr(self, f"{status}_at", now)
+
+
+def public(record: FileRecord | BatchRecord) -> dict[str, Any]:
+    """What a client is told."""
+    shown: dict[str, Any] = msgspec.to_builtins(record)
+    shown.pop("owner", None)
+    shown["object"] = record.object
+    if isinstance(record, FileRecord):
+        shown["status"] = record.status
+    return shown
