@@ -138,8 +138,13 @@ def _run(
 ) -> None:
     from nsa_serve.train.trainer import Trainer
 
-    chosen = _device(device, num_threads)
-    result = Trainer(folder.expanduser(), settings, chosen).run()
+    trainer = Trainer(folder.expanduser(), settings, _device(device, num_threads))
+    try:
+        result = trainer.run()
+    except KeyboardInterrupt:
+        done = f"{trainer.saved} of {trainer.settings.steps} steps are saved"
+        print(f"{done}; go on: nsa-serve train {folder} --resume", file=sys.stderr)
+        raise
     validation = result.validation_loss
     held_out = "" if validation is None else f", on held-out data {validation:.4f}"
     print(

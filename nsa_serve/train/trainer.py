@@ -50,13 +50,14 @@ class Trainer:
         self.model = _fresh_model(self.settings, device)
         self._optimizer = _optimizer(self.settings, self.model)
         torch.manual_seed(self.settings.seed)
-        self.step = 0
+        self.step = self.saved = 0
+        """Steps done, and those that the last checkpoint has."""
         if saved is None:
             checkpoint.begin_folder(folder, self.settings, self.task)
         else:
             self._refuse_to_resume(saved.about)
             saved.restore(self.model.decoder, self._optimizer)
-            self.step = saved.about.step
+            self.step = self.saved = saved.about.step
         self._log = Log(folder / checkpoint.LOG, resumed_at=self.step)
         self._losses: list[Tensor] = []
         self._epoch_losses = [] if saved is None else list(saved.epoch_losses.to(device))
@@ -98,6 +99,7 @@ class Trainer:
         losses = torch.stack(self._epoch_losses) if self._epoch_losses else torch.empty(0)
         about = checkpoint.About(step=self.step, settings=self.settings, data=self.task.digest)
         checkpoint.save(self.folder, about, self.model.decoder, self._optimizer, losses)
+        self.saved = self.step
 
     @torch.no_grad()
     def evaluate(self) -> float | None:

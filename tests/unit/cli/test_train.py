@@ -1,16 +1,19 @@
 """`nsa-serve train` as a user runs it."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from torch import Tensor
 
 from nsa_serve.cli import train as command
 from nsa_serve.presets import PRESETS
 from nsa_serve.train.checkpoint import LOG, STATE, SavedRun
 from nsa_serve.train.log import read_log
 from nsa_serve.train.settings import TrainSettings
+from nsa_serve.train.text import Text
 from tests.support.command_line import run_here
 
 TINY = [
@@ -87,6 +90,27 @@ def test_resuming_goes_on_as_it_was_asked(text: Path, tmp_path: Path) -> None:
     _rewrite(folder / STATE, msgspec.structs.replace(about, settings=longer))
     assert run_here("train", str(folder), "--resume", "--device", "cpu", "--num-threads", "1") == 0
     assert SavedRun(folder).about == msgspec.structs.replace(about, settings=longer, step=5)
+
+
+def test_ctrl_c_says_how_to_go_on(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    batch = Text.batch
+
+    def batch_with_signal(task: Text, step: int) -> Tensor:
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return batch(task, step)
+
+    arguments = ["--data", str(text), *TINY, "--set", "num_kv_heads=1", "--steps", "4"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Text, "batch", batch_with_signal)
+        assert run_here("train", str(folder), *arguments, "--preset", "xunhao") == 130
+    said = f"2 of 4 steps are saved; go on: nsa-serve train {folder} --resume\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert run_here("train", str(folder), "--resume", "--device", "cpu") == 0
+    assert SavedRun(folder).about.step == 4
 
 
 def _rewrite(path: Path, about: msgspec.Struct) -> None:
