@@ -3,9 +3,11 @@
 Triton compiles a kernel when it is first launched, one after the other, which at the first start
 on a machine takes longer than everything else. So a process of its own, `kernel_process`, is
 started as early as can be, is told what will be served, and leaves what it compiles in Triton's
-cache on the disk. Without it everything works the same, only later.
+cache on the disk, with a note for the next start with the same configuration, which then has
+nothing to wait for. Without all this everything works the same, only later.
 """
 
+import hashlib
 import logging
 import os
 import signal
@@ -13,7 +15,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -26,6 +31,8 @@ _DEVICES = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there where a GPU of NVIDIA's may be; a guess, for torch is not imported yet."""
 _SECONDS_BETWEEN_LINES = 2.0
 _SECONDS_AT_MOST = 120.0
+_PACKAGES = ("nsa_kernels", "nsa_serve")
+"""Their sources decide what is compiled."""
 
 
 class CompileAhead:
@@ -33,6 +40,7 @@ class CompileAhead:
 
     def __init__(self, config: EngineConfig) -> None:
         """Start the process. Raises OSError if that is impossible."""
+        self._note = note_of(config)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "nsa_serve.engine.kernel_process"],
             stdin=subprocess.PIPE,
@@ -74,13 +82,38 @@ class CompileAhead:
                     told = time.monotonic()
                     logger.info("compiling kernels, once for this GPU: %d of %d", done, total)
         logger.debug("%d of %d kernels were compiled ahead", done, total)
+        if 0 < done == total:
+            with suppress(OSError):
+                self._note.touch()
 
 
 def start_early(config: EngineConfig) -> CompileAhead | None:
-    """Start the process before torch is imported, if a GPU seems to be wanted and there."""
+    """Start the process before torch is imported, if a GPU seems to be wanted and there, and not
+    all was compiled before."""
     if config.device == "cpu" or not any(Path(device).exists() for device in _DEVICES):
+        return None
+    if note_of(config).exists():
         return None
     try:
         return CompileAhead(config)
     except OSError:
         return None
+
+
+def note_of(config: EngineConfig) -> Path:
+    """The file in Triton's cache that says that all kernels for this configuration are there."""
+    said = hashlib.sha256(msgspec.json.encode(config))
+    for package in ("torch", "triton"):
+        with suppress(PackageNotFoundError):
+            said.update(version(package).encode())
+    for path in sorted(_sources()):
+        said.update(f"{path} {path.stat().st_mtime_ns}".encode())
+    folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
+    return Path(folder, f"nsa-serve-{said.hexdigest()[:32]}")
+
+
+def _sources() -> Iterator[Path]:
+    for package in _PACKAGES:
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            yield from Path(folder).rglob("*.py")

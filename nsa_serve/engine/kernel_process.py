@@ -9,14 +9,11 @@ disk. It prints `total N`, then `done SECONDS` for each. It computes nothing on 
 import argparse
 import ctypes
 import logging
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkContext
-from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 import msgspec
@@ -32,6 +29,8 @@ from nsa_serve.engine.rehearsal import rehearse
 logger = logging.getLogger(__name__)
 
 _WARP = 32
+_MOST_KERNELS = 256
+"""What one byte can number; several times what an engine launches. Others wait to be launched."""
 _MAJOR, _MINOR = 75, 76
 """The driver's numbers of a device's attributes: its compute capability."""
 
@@ -100,38 +99,33 @@ class _NoGpu:
 
 
 def compile_all(kernels: Sequence[Kernel], target: GPUTarget) -> None:
-    """Compile kernels in processes of their own. This one has no threads, so it may fork."""
+    """Compile kernels in processes of their own, those with the longest source first, for they take
+    longest. This process has no threads, so it may fork."""
+    kernels = sorted(kernels, key=lambda kernel: -len(kernel.source.fn.src))
     _say("total", len(kernels))
-    context = multiprocessing.get_context("fork")
-    following = context.Value("i", 0)
+    following, feed = os.pipe()  # whoever reads a number compiles that kernel
+    os.write(feed, bytes(range(min(len(kernels), _MOST_KERNELS))))
+    os.close(feed)
     count = min(len(os.sched_getaffinity(0)), len(kernels))
-    workers = [_worker(context, kernels, target, following) for _ in range(count)]
+    workers = [_worker(kernels, target, following) for _ in range(count)]
     for worker in workers:
-        worker.join()
+        os.waitpid(worker, 0)
 
 
-def _worker(
-    context: ForkContext,
-    kernels: Sequence[Kernel],
-    target: GPUTarget,
-    following: "Synchronized[int]",
-) -> multiprocessing.process.BaseProcess:
-    worker = context.Process(target=_compile_in_turn, args=(kernels, target, following))
-    worker.start()
+def _worker(kernels: Sequence[Kernel], target: GPUTarget, following: int) -> int:
+    """The number of a process that compiles kernels nobody has begun, until there are none."""
+    worker = os.fork()
+    if worker == 0:
+        try:
+            _compile_in_turn(kernels, target, following)
+        finally:
+            os._exit(0)
     return worker
 
 
-def _compile_in_turn(
-    kernels: Sequence[Kernel], target: GPUTarget, following: "Synchronized[int]"
-) -> None:
-    """Compile kernels that nobody has begun, until there are none."""
-    while True:
-        with following.get_lock():
-            index = following.value
-            following.value += 1
-        if index >= len(kernels):
-            return
-        kernel, began = kernels[index], time.monotonic()
+def _compile_in_turn(kernels: Sequence[Kernel], target: GPUTarget, following: int) -> None:
+    while number := os.read(following, 1):
+        kernel, began = kernels[number[0]], time.monotonic()
         try:
             compiled = triton.compile(kernel.source, target=target, options=kernel.options)
             _build_launcher(compiled)

@@ -15,7 +15,7 @@ import pytest
 
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine import compile_ahead
-from nsa_serve.engine.compile_ahead import CompileAhead, start_early
+from nsa_serve.engine.compile_ahead import CompileAhead, note_of, start_early
 
 pytest.importorskip("triton")
 
@@ -61,9 +61,37 @@ def test_a_process_that_cannot_do_it_is_not_waited_for(monkeypatch: pytest.Monke
     CompileAhead(EngineConfig()).wait()
 
 
+def test_what_was_compiled_once_is_not_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "compiler"
+    script.write_text("#!/bin/sh\ncat > /dev/null; echo total 1; echo done 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    monkeypatch.setattr(compile_ahead, "_DEVICES", (str(tmp_path),))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    first = start_early(EngineConfig())
+    assert first is not None
+    first.wait()
+    assert start_early(EngineConfig()) is None
+    other = start_early(EngineConfig(model="random:8b"))
+    assert other is not None
+    other.close()
+
+
+def test_a_compilation_that_is_not_complete_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    CompileAhead(EngineConfig()).wait()
+    assert not note_of(EngineConfig()).exists()
+
+
 def test_it_is_started_only_where_a_gpu_may_be(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(compile_ahead, "CompileAhead", lambda config: config)
     monkeypatch.setattr(compile_ahead, "_DEVICES", (str(tmp_path / "none"),))
     assert start_early(EngineConfig()) is None
