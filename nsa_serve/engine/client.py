@@ -14,7 +14,14 @@ from nsa_serve.config import EngineConfig
 from nsa_serve.engine.connection import EngineConnection
 from nsa_serve.engine.in_flight import Delivery, InFlight
 from nsa_serve.engine.load import load_text
-from nsa_serve.engine.messages import AbortSequences, EngineStats, Ready, StepOutputs
+from nsa_serve.engine.messages import (
+    AbortSequences,
+    EngineStats,
+    Ready,
+    Selection,
+    StepOutputs,
+    ToCore,
+)
 from nsa_serve.engine.prompts import (
     ChatPrompt,
     Prompt,
@@ -23,6 +30,7 @@ from nsa_serve.engine.prompts import (
     prepare_params,
 )
 from nsa_serve.engine.request import Request
+from nsa_serve.engine.watching import RequestProgress, Watching
 from nsa_serve.errors import EngineDeadError, NsaServeError
 from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.outputs import RequestOutput
@@ -65,6 +73,7 @@ class AsyncEngine:
         """Whether the engine process runs and has loaded."""
         self._config = config
         self._in_flight = InFlight(config.max_num_unfinished)
+        self._watching = Watching(self._in_flight, self._send)
         self._sequence_ids = itertools.count()
         self._grammar_checker = cache(GrammarChecker)
         # One thread: what hostile grammars cost is taken from other grammars, not from the loop.
@@ -139,6 +148,16 @@ class AsyncEngine:
         """End a request now, with finish reason abort; an unknown id is no error."""
         self._stop(self._in_flight.abort(request_id))
 
+    async def progress(self) -> list[RequestProgress]:
+        """How far each continuation in flight is; raises TimeoutError if the engine is stuck."""
+        return await self._watching.progress()
+
+    async def selection(self, request_id: str, *, seconds: float) -> Selection | None:
+        """What each layer selects at the next decode step of a request, of its first unfinished
+        continuation. None if no request of this id is in flight; raises TimeoutError if it does
+        not decode within `seconds`."""
+        return await self._watching.selection(request_id, seconds)
+
     async def shutdown(self, timeout: float = 0.0) -> None:
         """Take no new request, let others finish for `timeout` seconds, abort the rest, and end."""
         self._closing = True
@@ -191,6 +210,10 @@ class AsyncEngine:
         if not self.alive:
             raise EngineDeadError("the engine process is gone; it is being started anew")
 
+    def _send(self, message: ToCore) -> None:
+        if self.alive:
+            self._connection.send(message)
+
     def _stop(self, sequence_ids: list[int]) -> None:
         if sequence_ids and self.alive:
             self._connection.send(AbortSequences(sequence_ids))
@@ -199,6 +222,7 @@ class AsyncEngine:
         self.last_step_time = time.monotonic()
         self.stats = step.stats
         self._stop(self._in_flight.push(step.outputs))
+        self._watching.push(step)
         for callback in self.on_step:
             try:
                 callback(step)

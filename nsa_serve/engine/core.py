@@ -18,11 +18,16 @@ from nsa_serve.engine.messages import (
     AddSequence,
     EngineStats,
     Ready,
+    Selection,
     SequenceOutput,
+    SequenceProgress,
     StepOutputs,
+    ToCore,
+    WatchSequence,
 )
+from nsa_serve.engine.progress_report import progress_of
 from nsa_serve.engine.report import StepReporter
-from nsa_serve.engine.runner import Runner, RunnerInfo, StepResult
+from nsa_serve.engine.runner import Runner, RunnerInfo, StepResult, Watchable
 from nsa_serve.errors import RequestError
 from nsa_serve.outputs import RequestTimes
 from nsa_serve.params import check_token_ids
@@ -52,6 +57,9 @@ class EngineCore:
         self._compiling: dict[int, tuple[AddSequence, Future[Grammar]]] = {}
         """Sequences that wait for their grammar, in the order of their arrival."""
         self._num_steps = 0
+        self._selections: list[Selection] = []
+        """To be told with the next step, to those who watch."""
+        self._progress_wanted = False
 
     @property
     def ready(self) -> Ready:
@@ -77,20 +85,49 @@ class EngineCore:
         batch = self._scheduler.schedule()
         if batch:
             result = self._execute(batch)
+            self._selections += result.selections
             updates = self._scheduler.update(batch, result.token_ids, result.failed)
             outputs += self._reporter.outputs(updates, result, started, time.time())
             self._num_steps += 1
             for update in updates:
                 if update.end is not None:
                     self._forget(update.sequence.sequence_id)
-        return StepOutputs(outputs, self._stats(batch))
+        return StepOutputs(outputs, self._stats(batch), *self._told_to_watchers())
 
-    def handle(self, message: AddSequence | AbortSequences) -> None:
+    def handle(self, message: ToCore) -> None:
         """Do what a client asks."""
-        if isinstance(message, AddSequence):
-            self.add(message)
+        match message:
+            case AddSequence():
+                self.add(message)
+            case AbortSequences(sequence_ids):
+                self.abort(sequence_ids)
+            case WatchSequence(sequence_id):
+                self._watch(sequence_id)
+            case _:
+                self._progress_wanted = True
+
+    def _watch(self, sequence_id: int) -> None:
+        if self._scheduler.find(sequence_id) is None:
+            reason = "the sequence waits for its grammar, or has ended"
+        elif isinstance(self._runner, Watchable):
+            self._runner.watch(sequence_id)
+            return
+        elif self.info.device == "cpu":
+            reason = "this runner has no layers"
         else:
-            self.abort(message.sequence_ids)
+            reason = "not available on a GPU yet"
+        self._selections.append(Selection(sequence_id, unavailable=reason))
+
+    def _told_to_watchers(self) -> tuple[list[Selection] | None, list[SequenceProgress] | None]:
+        """Nothing, unless somebody watches."""
+        if not self._selections and not self._progress_wanted:
+            return None, None
+        selections, self._selections = self._selections, []
+        progress: list[SequenceProgress] | None = None
+        if self._progress_wanted:
+            self._progress_wanted = False
+            progress = progress_of(self._reporter.arrivals, self._scheduler)
+        return selections or None, progress
 
     def add(self, message: AddSequence) -> None:
         """Queue a sequence, once its grammar, if it has one, is compiled. A refusal is an output

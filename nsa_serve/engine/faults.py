@@ -111,6 +111,7 @@ def _merge(total: StepResult, part: StepResult) -> None:
     total.token_ids.update(part.token_ids)
     total.logprobs.update(part.logprobs)
     total.failed.update(part.failed)
+    total.selections += part.selections
     for sequence_id, logprobs in part.prompt_logprobs.items():
         total.prompt_logprobs.setdefault(sequence_id, []).extend(logprobs)
 

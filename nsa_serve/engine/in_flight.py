@@ -112,6 +112,20 @@ class InFlight:
             delivery.notify()
         return unfinished
 
+    def place_of(self, sequence_id: int) -> tuple[str, int] | None:
+        """The request of a sequence that is not finished, and the index of its continuation."""
+        delivery = self._by_sequence.get(sequence_id)
+        if delivery is None or delivery.request is None:
+            return None
+        return delivery.request_id, delivery.request.sequence_ids.index(sequence_id)
+
+    def first_unfinished(self, request_id: str) -> int | None:
+        """The first sequence of a request from which more is expected."""
+        delivery = self._by_request.get(request_id)
+        if delivery is None or delivery.request is None:
+            return None
+        return next((i for i in delivery.request.sequence_ids if i in self._by_sequence), None)
+
     def abort_all(self) -> list[int]:
         """Abort every request."""
         return [i for request_id in list(self._by_request) for i in self.abort(request_id)]

@@ -4,6 +4,8 @@ The core knows token ids only. A request with n continuations crosses as n seque
 their prompt's pages through the prefix cache.
 """
 
+from typing import Literal
+
 import msgspec
 
 from nsa_serve.outputs import FinishReason, RequestTimes, TokenLogprobs
@@ -29,7 +31,17 @@ class AbortSequences(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     sequence_ids: list[int]
 
 
-ToCore = AddSequence | AbortSequences
+class ReportProgress(msgspec.Struct, frozen=True, array_like=True, tag="progress"):
+    """Say with the next step's outputs how far every sequence is."""
+
+
+class WatchSequence(msgspec.Struct, frozen=True, array_like=True, tag="watch"):
+    """Say, once, with the sequence's next decode step which blocks its layers select."""
+
+    sequence_id: int
+
+
+ToCore = AddSequence | AbortSequences | ReportProgress | WatchSequence
 """To end the core, close the socket."""
 
 
@@ -91,11 +103,58 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="rea
     """Sequences that run at once."""
 
 
-class StepOutputs(msgspec.Struct, frozen=True, array_like=True, tag="step"):
+SequenceStage = Literal["waiting", "prefill", "decode"]
+
+
+class SequenceProgress(msgspec.Struct, frozen=True, array_like=True):
+    """How far a sequence is that has not ended."""
+
+    sequence_id: int
+    stage: SequenceStage
+    """Prefill and decode tell only how many tokens it is behind; the engine has no phases."""
+    arrived: float
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    num_pages: int
+    num_preemptions: int
+
+
+class LayerSelection(msgspec.Struct, frozen=True, array_like=True):
+    """What one layer selected for one query."""
+
+    selected_block_ids: list[list[int]] | None
+    """Of each kv head, ascending. None: the layer has no selected branch."""
+    gates: list[list[float]] | None
+    """Weights of (compressed, selected, window), of each kv head the mean over its query heads.
+    None: a dense layer, which reads everything."""
+
+
+class Selection(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """What every layer selected for the query at `position` of a sequence."""
+
+    sequence_id: int
+    position: int = 0
+    select_block: int = 0
+    num_selected: int = 0
+    init_blocks: int = 0
+    local_blocks: int = 0
+    window: int = 0
+    layers: list[LayerSelection] = []
+    unavailable: str | None = None
+    """Why there is nothing to tell."""
+
+
+class StepOutputs(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True, tag="step"):
     """All that one step gave, and the engine's figures after it."""
 
     outputs: list[SequenceOutput]
     stats: EngineStats
+    selections: list[Selection] | None = None
+    """Of the sequences that were watched."""
+    progress: list[SequenceProgress] | None = None
+    """Of all sequences, where a client asked."""
 
 
 class CoreFailed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):

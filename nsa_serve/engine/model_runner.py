@@ -1,5 +1,6 @@
 """Runs a model's steps: inputs, forward pass, sampling."""
 
+import logging
 from typing import Protocol
 
 import torch
@@ -9,13 +10,17 @@ from nsa_kernels.cache import LayerCache
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
 from nsa_serve.engine.constraint import Constraint
 from nsa_serve.engine.inputs import SlotRule, StepInputs, build_inputs
+from nsa_serve.engine.messages import Selection
 from nsa_serve.engine.runner import RunnerInfo, StepResult
 from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
+from nsa_serve.engine.selection import selection_of
 from nsa_serve.model.compiled import CompiledSteps, one_torch_thread
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.paged import PagedContext
 from nsa_serve.outputs import TokenLogprobs
 from nsa_serve.params import SamplingParams
+
+logger = logging.getLogger(__name__)
 
 NOT_A_NUMBER = "the model computed NaN for this request"
 _PROMPT_ROWS = 64
@@ -47,6 +52,7 @@ class ModelRunner:
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
         self._states: dict[int, SamplingState] = {}
+        self._watched: set[int] = set()
 
     @property
     def info(self) -> RunnerInfo:
@@ -68,10 +74,37 @@ class ModelRunner:
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._states.pop(sequence_id, None)
+        self._watched.discard(sequence_id)
+
+    def watch(self, sequence_id: int) -> None:
+        """Tell with the sequence's next decode step what its layers select."""
+        self._watched.add(sequence_id)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """One step: hidden states of all tokens, logits where they are asked for."""
+        selections = self._selections(batch) if self._watched else ()
+        result = self._execute(batch)
+        result.selections = selections
+        return result
+
+    def _selections(self, batch: ScheduledBatch) -> tuple[Selection, ...]:
+        due = [
+            item
+            for item in batch.items
+            if item.sequence.sequence_id in self._watched and item.num_tokens == 1 and item.samples
+        ]
+        self._watched.difference_update(item.sequence.sequence_id for item in due)
+        return tuple(map(self._selection, due))
+
+    def _selection(self, item: ScheduledSequence) -> Selection:
+        try:
+            return selection_of(self._decoder, self._caches, item, self._rule)
+        except Exception as error:  # a look must not end what it looks at
+            logger.error("a selection could not be recorded", exc_info=error)
+            return Selection(item.sequence.sequence_id, unavailable="it could not be recorded")
+
+    def _execute(self, batch: ScheduledBatch) -> StepResult:
         inputs = build_inputs(batch, self._info.page_size, self._rule, self._device)
         tokens = inputs.token_ids, inputs.positions
         if self._compiled is not None and self._compiled.takes(inputs.meta):

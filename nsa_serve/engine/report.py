@@ -44,6 +44,11 @@ class StepReporter:
         """Report nothing more of a sequence."""
         self._progress.pop(sequence_id, None)
 
+    @property
+    def arrivals(self) -> dict[int, float]:
+        """When each expected sequence arrived."""
+        return {sequence_id: each.arrived for sequence_id, each in self._progress.items()}
+
     def outputs(
         self, updates: Iterable[StepUpdate], result: StepResult, started: float, ended: float
     ) -> list[SequenceOutput]:

@@ -1,11 +1,12 @@
 """What the core loop asks of whatever computes tokens: the model, or a stand-in without one."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nsa_scheduler.output import ScheduledBatch
 from nsa_serve.config import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS
 from nsa_serve.engine.constraint import Constraint
+from nsa_serve.engine.messages import Selection
 from nsa_serve.outputs import TokenLogprobs
 from nsa_serve.params import SamplingParams
 
@@ -20,6 +21,8 @@ class StepResult:
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     """Sequences that cannot go on (a row of NaN, say), and a fixed text that says why."""
+    selections: tuple[Selection, ...] = ()
+    """Of sequences that were watched."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,3 +71,12 @@ class Runner(Protocol):
 
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """Run one step. An exception means that nothing of the step may be kept."""
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A runner that can say which blocks its layers select."""
+
+    def watch(self, sequence_id: int) -> None:
+        """Add to the result of the sequence's next decode step, once, what its layers select.
+        Its tokens do not change by that."""

@@ -96,8 +96,23 @@ def _selected_rows(
     compressed: CompressedResult,
     visible: Tensor,
 ) -> Tensor:
-    n = len(queries.q)
     heads = cache.k.shape[1]
+    chosen = _chosen(heads, group, spec, compressed, visible)
+    keys = block_list(
+        group.block_table, chosen, group.positions, heads, spec.select_block, cache.page_size
+    )
+    return attend_rows(queries.q, cache.k, cache.v, keys, queries.scale)
+
+
+def _chosen(
+    heads: int,
+    group: RowGroup,
+    spec: SparseSpec,
+    compressed: CompressedResult,
+    visible: Tensor,
+) -> Tensor:
+    """Blocks that each query reads: ids [N, kv_heads, K] ascending, −1 behind the last."""
+    n = len(visible)
     scores = block_scores(
         spec,
         compressed.logits.unflatten(0, (n, heads)),
@@ -105,8 +120,16 @@ def _selected_rows(
         visible[:, None],
         group.last_position // spec.select_block + 1,
     )
-    chosen = select_blocks(spec, scores, group.positions[:, None])
-    keys = block_list(
-        group.block_table, chosen, group.positions, heads, spec.select_block, cache.page_size
-    )
-    return attend_rows(queries.q, cache.k, cache.v, keys, queries.scale)
+    return select_blocks(spec, scores, group.positions[:, None])
+
+
+def chosen_blocks(
+    queries: Queries, cache: LayerCache, group: RowGroup, spec: SparseSpec
+) -> list[list[list[int]]]:
+    """Blocks that the selected branch of `sparse_rows` reads, of each query and kv head."""
+    heads = cache.k.shape[1]
+    if spec.selects_all(group.last_position):
+        last = (group.positions // spec.select_block).tolist()
+        return [[list(range(block + 1))] * heads for block in last]
+    chosen = _chosen(heads, group, spec, *_compressed_rows(queries, cache, group, spec))
+    return [[[i for i in ids if i >= 0] for ids in each] for each in chosen.tolist()]
