@@ -11,8 +11,9 @@ from nsa_api.engine import Engine
 from nsa_api.errors import UnexpectedErrors, install_error_handlers
 from nsa_api.http_metrics import HttpMetrics
 from nsa_api.limits import HeadLimits
+from nsa_api.live import LiveView
 from nsa_api.openapi import install_openapi
-from nsa_api.routes import batches, chat, completions, files, health, models
+from nsa_api.routes import batches, chat, completions, files, health, live, models, page
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
 from nsa_serve import __version__
@@ -32,9 +33,10 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
     if engine is not None:
         state.attach(engine)
     app.state.batches = open_worker(app, settings)
+    app.state.live = LiveView(state, hide_ids=len(settings.api_keys) > 1)
     install_error_handlers(app)
     app.add_exception_handler(ClientGone, _nobody_waits)
-    for module in (completions, chat, models, files, batches, health):
+    for module in (completions, chat, models, files, batches, health, live, page):
         app.include_router(module.router)
     install_openapi(app)
     # The layer that is added last is the outermost.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nsa_api.errors import ApiError
+from nsa_api.page import FILES
 
-PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping"})
+PUBLIC_PATHS = frozenset({"/health", "/health/live", "/health/ready", "/ping", *FILES})
 
 
 class Authentication:

@@ -3,8 +3,9 @@
 from collections.abc import AsyncGenerator, Callable
 from typing import Protocol
 
-from nsa_serve.engine.messages import EngineStats, Ready, StepOutputs
+from nsa_serve.engine.messages import EngineStats, Ready, Selection, StepOutputs
 from nsa_serve.engine.prompts import Prompt
+from nsa_serve.engine.watching import RequestProgress
 from nsa_serve.model.loading.folder import GenerationDefaults
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
@@ -56,3 +57,10 @@ class Engine(Protocol):
         salt: bytes = b"",
     ) -> RequestOutput:
         """The whole output."""
+
+    async def progress(self) -> list[RequestProgress]:
+        """How far each continuation in flight is; raises TimeoutError if the engine is stuck."""
+
+    async def selection(self, request_id: str, *, seconds: float) -> Selection | None:
+        """What each layer selects at a request's next decode step; None if it is not in flight.
+        Raises TimeoutError if it does not decode within `seconds`."""

@@ -4,8 +4,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 
-from nsa_serve.engine.messages import EngineStats, Ready, StepOutputs
+from nsa_serve.engine.messages import EngineStats, Ready, Selection, StepOutputs
 from nsa_serve.engine.prompts import Prompt, check_structured, encode_prompt
+from nsa_serve.engine.watching import RequestProgress
 from nsa_serve.model.loading.folder import GenerationDefaults
 from nsa_serve.outputs import (
     CompletionOutput,
@@ -55,6 +56,9 @@ class FakeEngine:
         """Tokens given before `failure` is raised."""
         self.hold_after: int | None = None
         """Tokens given before it waits for ever."""
+        self.in_flight: list[RequestProgress] = []
+        self.selections: dict[str, Selection] = {}
+        """What is selected, by request."""
 
     async def stream(
         self,
@@ -97,6 +101,14 @@ class FakeEngine:
         assert whole is not None
         num_tokens = self._num_tokens(params, whole.prompt_token_ids)
         return self._output(request_id, whole.prompt_token_ids, params, range(num_tokens))
+
+    async def progress(self) -> list[RequestProgress]:
+        """Whatever `in_flight` holds."""
+        return self.in_flight
+
+    async def selection(self, request_id: str, *, seconds: float) -> Selection | None:
+        """Whatever `selections` holds."""
+        return self.selections.get(request_id)
 
     def _num_tokens(self, params: SamplingParams, prompt_ids: list[int]) -> int:
         if self.ends:

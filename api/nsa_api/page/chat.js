@@ -1,0 +1,194 @@
+// The chat: sends the conversation, shows the answer as it streams, and how fast it came.
+
+import { call, events, json } from "./server.js";
+
+const $ = (id) => document.getElementById(id);
+
+/** Wires the chat up. `onStart(id, tokens)` is told the request's id as soon as it is known, and
+    the array of its token ids, which grows while it streams. */
+export function startChat({ onStart }) {
+  const history = [];
+  let running = null;
+
+  async function send() {
+    const text = $("prompt").value.trim();
+    if (!text || running) return;
+    $("prompt").value = "";
+    history.push({ role: "user", content: text });
+    show("user", text);
+    const answer = show("assistant", "");
+    setRunning(new AbortController());
+    answer.element.classList.add("busy");
+    try {
+      const said = await stream(requestBody(history, await modelName()), answer, running.signal, onStart);
+      history.push({ role: "assistant", content: said });
+    } catch (error) {
+      history.push({ role: "assistant", content: answer.text.textContent });
+      if (error.name === "AbortError") {
+        answer.note("stopped");
+      } else {
+        answer.fail(error.message);
+      }
+    } finally {
+      answer.element.classList.remove("busy");
+      setRunning(null);
+    }
+  }
+
+  function setRunning(controller) {
+    running = controller;
+    $("send").disabled = controller !== null;
+    $("stop").disabled = controller === null;
+    if (!controller) $("prompt").focus({ preventScroll: true });
+  }
+
+  const stop = () => running?.abort();
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  $("prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") stop();
+  });
+  $("stop").addEventListener("click", stop);
+  $("clear").addEventListener("click", () => {
+    stop();
+    history.length = 0;
+    $("messages").replaceChildren();
+    $("prompt").focus();
+  });
+  $("example").addEventListener("click", () => {
+    $("prompt").value = longExample();
+    $("prompt").focus();
+    $("prompt").scrollTop = $("prompt").scrollHeight;
+  });
+}
+
+async function modelName() {
+  return (await json("/v1/models")).data[0].id;
+}
+
+function requestBody(history, model) {
+  const system = $("system").value.trim();
+  const messages = system ? [{ role: "system", content: system }, ...history] : [...history];
+  const body = {
+    model,
+    // An answer that was stopped before its first word cannot be sent back.
+    messages: messages.filter((message) => message.content),
+    stream: true,
+    stream_options: { include_usage: true },
+    return_token_ids: true,
+  };
+  if ($("temperature").value) body.temperature = Number($("temperature").value);
+  if ($("max-tokens").value) body.max_completion_tokens = Number($("max-tokens").value);
+  return body;
+}
+
+/** Streams one answer into its message; returns its text. */
+async function stream(body, answer, signal, onStart) {
+  const began = performance.now();
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, signal };
+  const response = await call("/v1/chat/completions", { ...options, body: JSON.stringify(body) });
+  let tokens = null;
+  let first = 0;
+  let last = 0;
+  let count = 0;
+  let usage = null;
+  for await (const chunk of events(response)) {
+    if (!tokens) {
+      tokens = chunk.prompt_token_ids ?? [];
+      onStart(chunk.id, tokens);
+    }
+    usage = chunk.usage ?? usage;
+    const choice = chunk.choices[0];
+    if (!choice) continue;
+    const ids = choice.token_ids ?? [];
+    if (ids.length) {
+      last = performance.now();
+      first ||= last;
+      count += ids.length;
+      tokens.push(...ids);
+    }
+    if (choice.delta.content) answer.add(choice.delta.content);
+    if (count) answer.figures(figures(began, first, last, count, usage));
+  }
+  if (count) answer.figures(figures(began, first, last, count, usage));
+  return answer.text.textContent;
+}
+
+function figures(began, first, last, count, usage) {
+  const parts = [`TTFT ${seconds(first - began)}`];
+  if (count > 1) parts.push(`${((1000 * (count - 1)) / (last - first)).toFixed(1)} tokens/s`);
+  parts.push(count === 1 ? "1 token" : `${count} tokens`);
+  if (usage) {
+    const cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
+    parts.push(`prompt ${usage.prompt_tokens}${cached ? `, ${cached} of them cached` : ""}`);
+  }
+  return parts.join(" · ");
+}
+
+const seconds = (ms) => (ms < 1000 ? `${ms.toFixed(0)} ms` : `${(ms / 1000).toFixed(2)} s`);
+
+/** A new message at the end of the conversation. */
+function show(role, content) {
+  $("messages").querySelector(".hint")?.remove();
+  const element = document.createElement("div");
+  element.className = `message ${role}`;
+  const who = document.createElement("span");
+  who.className = "hidden";
+  who.textContent = role === "user" ? "You: " : "Model: ";
+  const text = document.createElement("div");
+  text.className = "text";
+  text.textContent = content;
+  const line = document.createElement("p");
+  line.className = "figures";
+  element.append(who, text);
+  if (role !== "user") element.append(line);
+  $("messages").append(element);
+  scrollToEnd(true);
+  return {
+    element,
+    text,
+    add(piece) {
+      const atEnd = isAtEnd();
+      text.append(piece);
+      scrollToEnd(atEnd);
+    },
+    figures(content) {
+      line.textContent = content;
+    },
+    note(content) {
+      line.textContent = line.textContent ? `${line.textContent} · ${content}` : content;
+    },
+    fail(message) {
+      line.textContent = message;
+      line.classList.add("error");
+      scrollToEnd(true);
+    },
+  };
+}
+
+function isAtEnd() {
+  const box = $("messages");
+  return box.scrollHeight - box.scrollTop - box.clientHeight < 40;
+}
+
+function scrollToEnd(wanted) {
+  if (wanted) $("messages").scrollTop = $("messages").scrollHeight;
+}
+
+/** Enough records that a model must choose which blocks to read, and a question about one. */
+function longExample() {
+  const towns = ["Arles", "Bruges", "Cádiz", "Delft", "Evora", "Fez", "Ghent", "Hydra"];
+  const lines = Array.from({ length: 90 }, (_, i) => {
+    const town = towns[(i * 5) % towns.length];
+    return `Record ${i + 1}: the ship that left ${town} carried ${((i * 37) % 83) + 12} barrels of salt.`;
+  });
+  return `${lines.join("\n")}\n\nHow many barrels of salt did the ship of record 20 carry?`;
+}
