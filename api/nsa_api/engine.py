@@ -16,6 +16,8 @@ class Engine(Protocol):
     """Continues prompts; leaving an iterator, or cancelling a call, aborts and frees."""
 
     on_step: list[Callable[[StepOutputs], None]]
+    num_restarts: int
+    """Starts of the engine process after the first."""
 
     @property
     def info(self) -> Ready: ...

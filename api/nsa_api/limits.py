@@ -16,7 +16,8 @@ _LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class HeadLimits:
-    """Bounds the headers, checks Host on loopback binds, and echoes or makes X-Request-Id.
+    """Bounds the headers, checks Host on loopback binds and wherever hosts are named, and echoes
+    or makes X-Request-Id.
 
     The Host check keeps web pages from reaching a local server by a name of their own
     (DNS rebinding).
@@ -26,7 +27,8 @@ class HeadLimits:
         self.app = app
         self._max_bytes = settings.max_header_bytes
         self._max_count = settings.max_header_count
-        self._hosts = _LOOPBACK_HOSTS.union(settings.allowed_hosts) if settings.loopback else None
+        check_host = settings.loopback or bool(settings.allowed_hosts)
+        self._hosts = _LOOPBACK_HOSTS.union(settings.allowed_hosts) if check_host else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

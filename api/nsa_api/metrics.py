@@ -1,13 +1,12 @@
-"""Prometheus metrics under vLLM's names and buckets, in a registry of their own."""
+"""Prometheus metrics under vLLM's names, labels and buckets, in a registry of their own."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
 from nsa_api.engine import Engine
+from nsa_api.engine_metrics import EngineCollector
 from nsa_api.tally import Tally
 from nsa_serve.engine.messages import StepOutputs
 from nsa_serve.errors import NsaServeError, RequestError
@@ -30,57 +29,95 @@ _REQUEST = (
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 _FEW = (1, 2, 5, 10, 20, 50, 100, 128)
+_REASONS = ("stop", "length", "abort", "error")
 
 
 class Metrics:
-    """All metrics of one server."""
+    """All metrics of one server; but for HTTP's they begin with `attach`, which names the model."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests: RequestMetrics | None = None
+
+    def attach(self, engine: Engine, model_name: str, is_ready: Callable[[], bool]) -> None:
+        """Report the figures of this engine."""
+        self.registry.register(EngineCollector(PREFIX, model_name, engine, is_ready))
+        self._requests = RequestMetrics(self.registry, model_name)
+        engine.on_step.append(self._requests.on_step)
+
+    def on_request_failed(self, tally: Tally, error: BaseException) -> None:
+        """Take in a request that was refused, failed, or lost its client."""
+        if self._requests is not None and not isinstance(error, RequestError):
+            self._requests.on_unfinished(tally, failed=isinstance(error, NsaServeError))
+
+    def on_request_done(self, tally: Tally) -> None:
+        """Take in a request that came to its end."""
+        if self._requests is not None:
+            self._requests.on_done(tally)
+
+    def on_stall(self) -> None:
+        """Take in that work waited too long for a step to end."""
+        if self._requests is not None:
+            self._requests.stalls.inc()
+
+
+class RequestMetrics:
+    """What is observed of requests and steps as they end."""
+
+    def __init__(self, registry: CollectorRegistry, model_name: str) -> None:
+        self._registry, self._model_name = registry, model_name
         self._time_to_first_token = self._histogram("time_to_first_token_seconds", _FIRST_TOKEN)
         self._per_token = self._histogram("request_time_per_output_token_seconds", _PER_TOKEN)
         self._e2e = self._histogram("e2e_request_latency_seconds", _REQUEST)
         self._queue = self._histogram("request_queue_time_seconds", _REQUEST)
         self._prefill = self._histogram("request_prefill_time_seconds", _REQUEST)
         self._decode = self._histogram("request_decode_time_seconds", _REQUEST)
+        self._inference = self._histogram("request_inference_time_seconds", _REQUEST)
         self._inter_token = self._histogram("inter_token_latency_seconds", _PER_TOKEN)
         self._step_tokens = self._histogram("iteration_tokens_total", _STEP_TOKENS)
         self._prompt_tokens = self._histogram("request_prompt_tokens", _TOKENS)
         self._generation_tokens = self._histogram("request_generation_tokens", _TOKENS)
         self._n = self._histogram("request_params_n", _FEW)
-        self._success = Counter(
+        self._max_tokens = self._histogram("request_params_max_tokens", _TOKENS)
+        self.stalls = Counter(
+            f"{PREFIX}engine_stalls",
+            "Times that work waited too long for a step to end.",
+            ["model_name"],
+            registry=registry,
+        ).labels(model_name)
+        success = Counter(
             f"{PREFIX}request_success",
             "Continuations by the reason of their end.",
-            ["finished_reason"],
-            registry=self.registry,
+            ["model_name", "finished_reason"],
+            registry=registry,
         )
-        for reason in ("stop", "length", "abort", "error"):
-            self._success.labels(reason)
+        self._success = {reason: success.labels(model_name, reason) for reason in _REASONS}
         self._last_token = LastTokenTimes()
 
-    def attach(self, engine: Engine) -> None:
-        """Report the figures of this engine."""
-        self.registry.register(EngineCollector(engine))
-        engine.on_step.append(self._on_step)
+    def on_unfinished(self, tally: Tally, *, failed: bool) -> None:
+        """Count the continuations that came to no end of their own."""
+        self._success["error" if failed else "abort"].inc(tally.num_unfinished)
 
-    def on_request_failed(self, tally: Tally, error: BaseException) -> None:
-        """Take in a request that was refused, failed, or lost its client."""
-        if isinstance(error, RequestError):
-            return
-        failed = isinstance(error, NsaServeError)
-        unfinished = self._success.labels("error" if failed else "abort")
-        unfinished.inc(tally.num_unfinished)
-
-    def on_request_done(self, tally: Tally) -> None:
-        """Take in a request that came to its end."""
+    def on_done(self, tally: Tally) -> None:
+        """Observe a request that is complete."""
         for reason in tally.finish_reasons:
-            self._success.labels(reason).inc()
+            self._success[reason].inc()
         self._prompt_tokens.observe(tally.prompt_tokens)
         self._generation_tokens.observe(tally.completion_tokens)
         self._n.observe(tally.params.n)
+        if tally.params.max_tokens is not None:
+            self._max_tokens.observe(tally.params.max_tokens)
         tokens_each = tally.completion_tokens / len(tally.finish_reasons)
         for times in tally.times.values():
             self._observe_times(times, tokens_each)
+
+    def on_step(self, step: StepOutputs) -> None:
+        """Observe what one step computed."""
+        if step.stats.step_tokens:
+            self._step_tokens.observe(step.stats.step_tokens)
+        for gap in self._last_token.gaps(step, time.monotonic()):
+            self._inter_token.observe(gap)
 
     def _observe_times(self, times: RequestTimes, num_tokens: float) -> None:
         decode = times.last_token - times.first_token
@@ -88,19 +125,17 @@ class Metrics:
         self._queue.observe(times.first_scheduled - times.arrived)
         self._prefill.observe(times.first_token - times.first_scheduled)
         self._decode.observe(decode)
+        self._inference.observe(times.last_token - times.first_scheduled)
         self._e2e.observe(times.last_token - times.arrived)
         if num_tokens > 1:
             self._per_token.observe(decode / (num_tokens - 1))
 
-    def _on_step(self, step: StepOutputs) -> None:
-        if step.stats.step_tokens:
-            self._step_tokens.observe(step.stats.step_tokens)
-        for gap in self._last_token.gaps(step, time.monotonic()):
-            self._inter_token.observe(gap)
-
     def _histogram(self, name: str, buckets: Iterable[float]) -> Histogram:
         text = name.replace("_", " ").capitalize() + "."
-        return Histogram(PREFIX + name, text, buckets=tuple(buckets), registry=self.registry)
+        family = Histogram(
+            PREFIX + name, text, ["model_name"], buckets=tuple(buckets), registry=self._registry
+        )
+        return family.labels(self._model_name)
 
 
 class LastTokenTimes:
@@ -136,28 +171,3 @@ class LastTokenTimes:
             self._times = {key: at for key, at in times.items() if at >= oldest}
             self._sweep_at = max(256, 2 * len(self._times))
         return gaps
-
-
-class EngineCollector(Collector):
-    """Reads the engine's own gauges and counters when asked, not before."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def collect(self) -> Iterable[Metric]:
-        """The figures after the latest step."""
-        stats = self._engine.stats
-        for name, text, value in (
-            ("num_requests_running", "Sequences that take part in steps.", stats.num_running),
-            ("num_requests_waiting", "Sequences that wait for pages.", stats.num_waiting),
-            ("kv_cache_usage_perc", "Referenced pages over all pages.", stats.kv_cache_usage),
-        ):
-            yield GaugeMetricFamily(PREFIX + name, text, value)
-        for name, text, value in (
-            ("prefix_cache_queries", "Prompt tokens looked up.", stats.prefix_cache_queries),
-            ("prefix_cache_hits", "Prompt tokens found.", stats.prefix_cache_hits),
-            ("num_preemptions", "Sequences that lost their pages.", stats.num_preemptions),
-            ("prompt_tokens", "Prompt tokens of served requests.", stats.prompt_tokens),
-            ("generation_tokens", "Tokens sampled.", stats.generation_tokens),
-        ):
-            yield CounterMetricFamily(PREFIX + name, text, value)

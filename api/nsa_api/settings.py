@@ -20,7 +20,8 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     served_model_names: tuple[str, ...] = ()
     """Names that requests may use; empty stands for the model's own."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host headers accepted besides the loopback names; only checked on a loopback bind."""
+    """Host headers accepted besides the loopback names; on other binds than loopback they are
+    checked only if some are named here."""
 
     max_body_bytes: int = 8 * MiB
     max_header_bytes: int = 32 << 10

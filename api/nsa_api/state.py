@@ -30,7 +30,8 @@ class ServerState:
     def attach(self, engine: Engine) -> None:
         """Start serving from `engine`."""
         self._engine = engine
-        self.metrics.attach(engine)
+        names = self.settings.served_model_names or (engine.info.model_name,)
+        self.metrics.attach(engine, names[0], lambda: self.not_ready() is None)
 
     def not_ready(self) -> str | None:
         """Why requests are not served now; None if they are."""

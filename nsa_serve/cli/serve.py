@@ -10,6 +10,7 @@ import typer
 from nsa_serve.cli.config_file import use_config_file
 from nsa_serve.cli.options import ModelArgument, engine_options
 from nsa_serve.config import EngineConfig
+from nsa_serve.logs import LogFormat, configure_logs
 
 KEY_VARIABLE = "NSA_SERVE_API_KEY"
 _KEY_HELP = "A key that opens the API; may be given several times. Without one it is open."
@@ -17,6 +18,7 @@ _NAME_HELP = "The model's name in requests; may be given several times."
 _HOST_HELP = "A Host header accepted beside the loopback names; may be given several times."
 _TIMEOUT_HELP = "Seconds that running requests may take after SIGTERM."
 _BATCH_HELP = "Folder for files and batches; in the user's state folder unless given, or off."
+_LOG_HELP = "Lines for people, or one JSON object for each record."
 _FILE_HELP = "Flags from a TOML or JSON file; those of the command line win."
 
 
@@ -30,6 +32,7 @@ def serve(
     allowed_host: Annotated[list[str] | None, typer.Option(help=_HOST_HELP)] = None,
     shutdown_timeout: Annotated[float, typer.Option(help=_TIMEOUT_HELP)] = 30.0,
     batch_dir: Annotated[str | None, typer.Option(help=_BATCH_HELP)] = None,
+    log_format: Annotated[LogFormat, typer.Option(help=_LOG_HELP)] = "text",
     config_file: Annotated[
         Path | None,
         typer.Option("--config", help=_FILE_HELP, callback=use_config_file, is_eager=True),
@@ -42,7 +45,7 @@ def serve(
     from nsa_api.server import serve as serve_http
     from nsa_api.settings import ApiSettings
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logs(log_format)
     settings = ApiSettings(
         host=host,
         port=port,

@@ -71,6 +71,8 @@ class AsyncEngine:
         """Called with all that each step gave."""
         self.alive = False
         """Whether the engine process runs and has loaded."""
+        self.num_restarts = 0
+        """Starts of the engine process after it died."""
         self._config = config
         self._in_flight = InFlight(config.max_num_unfinished)
         self._watching = Watching(self._in_flight, self._send)
@@ -259,5 +261,6 @@ class AsyncEngine:
             )
             try:
                 await self._attach(EngineConnection())
+                self.num_restarts += 1
             except (NsaServeError, OSError) as error:
                 logger.error("the engine did not start: %s", error)

@@ -26,6 +26,7 @@ from nsa_serve.engine.messages import (
     WatchSequence,
 )
 from nsa_serve.engine.progress_report import progress_of
+from nsa_serve.engine.reads import ReadCounter
 from nsa_serve.engine.report import StepReporter
 from nsa_serve.engine.runner import Runner, RunnerInfo, StepResult, Watchable
 from nsa_serve.errors import RequestError
@@ -60,6 +61,9 @@ class EngineCore:
         self._selections: list[Selection] = []
         """To be told with the next step, to those who watch."""
         self._progress_wanted = False
+        self._reads = ReadCounter(
+            self.info.sparse, self.info.num_nsa_layers, self.info.num_dense_layers
+        )
 
     @property
     def ready(self) -> Ready:
@@ -89,6 +93,7 @@ class EngineCore:
             updates = self._scheduler.update(batch, result.token_ids, result.failed)
             outputs += self._reporter.outputs(updates, result, started, time.time())
             self._num_steps += 1
+            self._reads.add(batch)
             for update in updates:
                 if update.end is not None:
                     self._forget(update.sequence.sequence_id)
@@ -213,7 +218,7 @@ class EngineCore:
         self._runner.remove(sequence_id)
 
     def _stats(self, batch: ScheduledBatch) -> EngineStats:
-        scheduler = self._scheduler
+        scheduler, read = self._scheduler, self._reads.total
         return EngineStats(
             num_running=scheduler.num_running,
             num_waiting=scheduler.num_waiting,
@@ -226,6 +231,11 @@ class EngineCore:
             prefix_cache_queries=scheduler.stats.prefix_cache_queries,
             prefix_cache_hits=scheduler.stats.prefix_cache_hits,
             num_preemptions=scheduler.stats.num_preemptions,
+            compressed_tokens_read=read.compressed,
+            selected_tokens_read=read.selected,
+            window_tokens_read=read.window,
+            dense_tokens_read=read.dense,
+            context_tokens=read.context,
         )
 
 

@@ -82,6 +82,8 @@ def load_gpu_runner(
         max_model_len=min(info.max_model_len, num_pages * info.page_size),
         max_num_seqs=min(info.max_num_seqs, num_pages),
         report=cache_table(cost, num_pages, info.max_model_len),
+        cache_bytes=num_pages * cost.page_bytes,
+        compressed_cache_bytes=num_pages * cost.compressed_page_bytes,
         num_lookahead_tokens=1,
     )
     runner = runner_over(decoder, kernels, info, dtype, use_graphs=not config.enforce_eager)

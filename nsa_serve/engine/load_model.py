@@ -33,6 +33,7 @@ from nsa_serve.engine.model_runner import ModelRunner
 from nsa_serve.engine.runner import Runner, RunnerInfo
 from nsa_serve.errors import ConfigError
 from nsa_serve.model import int8
+from nsa_serve.model.attention import sparse_spec
 from nsa_serve.model.compiled import compile_steps, telling_of_compilation
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.loading.folder import ModelFolder
@@ -111,6 +112,9 @@ def describe(
         max_num_seqs=config.max_num_seqs or (GPU_NUM_SEQS if on_gpu else DEFAULT_NUM_SEQS),
         max_num_batched_tokens=config.max_num_batched_tokens
         or (GPU_NUM_BATCHED_TOKENS if on_gpu else DEFAULT_NUM_BATCHED_TOKENS),
+        sparse=None if model.nsa is None else sparse_spec(model.nsa),
+        num_nsa_layers=model.kinds.count("nsa"),
+        num_dense_layers=model.kinds.count("dense"),
     )
     return info, model
 
@@ -146,6 +150,8 @@ def _reference_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) 
         num_pages=num_pages,
         max_model_len=min(info.max_model_len, num_pages * info.page_size),
         report=cache_table(cost, num_pages, info.max_model_len),
+        cache_bytes=num_pages * cost.page_bytes,
+        compressed_cache_bytes=num_pages * cost.compressed_page_bytes,
     )
     compiled = None
     if device.type == "cpu":

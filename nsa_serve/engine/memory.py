@@ -28,6 +28,11 @@ class CacheCost:
         """Bytes of one page id: its tokens and slots in every layer."""
         return round(self.page_size * sum(self.bytes_per_token.values()))
 
+    @property
+    def compressed_page_bytes(self) -> int:
+        """Of these, what compressed keys and values take."""
+        return round(self.page_size * self.bytes_per_token.get("compressed", 0.0))
+
 
 def page_size_of(config: ModelConfig, wanted: int | None) -> int:
     """The page size asked for, or the best. Raises ConfigError if blocks do not fit it."""

@@ -83,6 +83,13 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     prefix_cache_hits: int = 0
     """Prompt tokens found."""
     num_preemptions: int = 0
+    compressed_tokens_read: int = 0
+    """Keys that queries attended, over all layers, for one kv head; so are the next four."""
+    selected_tokens_read: int = 0
+    window_tokens_read: int = 0
+    dense_tokens_read: int = 0
+    context_tokens: int = 0
+    """Keys that dense attention would have read."""
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="ready"):
@@ -101,6 +108,9 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="rea
     """The table of what fits, for the log."""
     max_num_seqs: int
     """Sequences that run at once."""
+    cache_bytes: int = 0
+    compressed_cache_bytes: int = 0
+    """Of these, what compressed keys and values take."""
 
 
 SequenceStage = Literal["waiting", "prefill", "decode"]

@@ -24,6 +24,7 @@ from nsa_serve.engine.load import load_runner
 from nsa_serve.engine.messages import CoreFailed, ToCore
 from nsa_serve.engine.transport import Channel
 from nsa_serve.errors import NsaServeError
+from nsa_serve.logs import configure_logs
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def main() -> int:
     """Serve one client over the inherited socket until it goes; the exit status."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logs()
     parser = argparse.ArgumentParser(prog="python -m nsa_serve.engine.process")
     parser.add_argument("--fd", type=int, required=True)
     with socket.socket(fileno=parser.parse_args().fd) as sock:

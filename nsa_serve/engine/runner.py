@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from nsa_kernels.spec import SparseSpec
 from nsa_scheduler.output import ScheduledBatch
 from nsa_serve.config import DEFAULT_NUM_BATCHED_TOKENS, DEFAULT_NUM_SEQS
 from nsa_serve.engine.constraint import Constraint
@@ -48,6 +49,14 @@ class RunnerInfo:
     """Tokens that a step may have."""
     num_lookahead_tokens: int = 0
     """Tokens beyond a sequence's own that its pages should hold, for a step that runs ahead."""
+    sparse: SparseSpec | None = None
+    """What NSA layers read."""
+    num_nsa_layers: int = 0
+    num_dense_layers: int = 0
+    cache_bytes: int = 0
+    """Of all pages, whatever they hold."""
+    compressed_cache_bytes: int = 0
+    """Of these, what compressed keys and values take."""
 
 
 class Runner(Protocol):

@@ -41,10 +41,13 @@ class FakeEngine:
             attention="nsa",
             report="",
             max_num_seqs=64,
+            cache_bytes=4096,
+            compressed_cache_bytes=1024,
         )
         self.stats = EngineStats()
         self.last_step_time = time.monotonic()
         self.alive = True
+        self.num_restarts = 0
         self.on_step: list[Callable[[StepOutputs], None]] = []
         self.text = TEXT
         self.ends = False

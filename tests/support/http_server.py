@@ -70,9 +70,9 @@ class ServerProcess:
         return Path(self.log.name).read_text()
 
     def metric(self, name: str) -> float:
-        """The value of a metric without labels."""
+        """The value of a metric with no label but the model's name."""
         text = self.http.get("/metrics").text
-        match = re.search(rf"^nsa_serve:{name} (.*)$", text, re.MULTILINE)
+        match = re.search(rf"^nsa_serve:{name}{{model_name=[^,]*}} (.*)$", text, re.MULTILINE)
         assert match, name
         return float(match[1])
 

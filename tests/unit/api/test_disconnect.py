@@ -46,7 +46,7 @@ async def leave_while_running(engine: FakeEngine, body: dict[str, Any]) -> list[
     await asyncio.wait_for(app(scope, receive, send), 5)
     state = app.state.server
     assert state.num_in_flight == 0
-    aborted = {"finished_reason": "abort"}
+    aborted = {"model_name": "fake", "finished_reason": "abort"}
     count = state.metrics.registry.get_sample_value("nsa_serve:request_success_total", aborted)
     assert count == len(engine.calls)
     return sent

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nsa_api.metrics import LastTokenTimes
 from nsa_serve.engine.messages import EngineStats, SequenceOutput, StepOutputs
 from nsa_serve.errors import QueueFullError
-from tests.support.api import CHAT, COMPLETIONS, chat_body, completion_body
+from tests.support.api import CHAT, COMPLETIONS, chat_body, completion_body, make_client
 from tests.support.fake_engine import FakeEngine
 
 NAMES = {
@@ -32,15 +32,33 @@ NAMES = {
     "iteration_tokens_total_count",
     "request_prompt_tokens_count",
     "request_generation_tokens_count",
+    "request_inference_time_seconds_count",
+    "request_params_n_count",
+    "request_params_max_tokens_count",
+    "cache_config_info",
+}
+OURS = {
+    "ready",
+    "build_info",
+    "http_requests_total",
+    "engine_steps_total",
+    "engine_restarts_total",
+    "engine_stalls_total",
+    "kv_cache_bytes",
+    "compressed_cache_bytes",
+    "attention_tokens_read_total",
+    "attention_tokens_context_total",
 }
 
 
 def samples(client: TestClient) -> dict[str, float]:
-    """Values by name, and by name{label values} where there are labels."""
+    """Values by name, and by name{label values} where there are labels but the model's name."""
     found = {}
     for family in text_string_to_metric_families(client.get("/metrics").text):
         for sample in family.samples:
-            labels = ",".join(sample.labels.values())
+            others = {**sample.labels}
+            others.pop("model_name", None)
+            labels = ",".join(others.values())
             name = sample.name.removeprefix("nsa_serve:")
             found[f"{name}{{{labels}}}" if labels else name] = sample.value
     return found
@@ -52,7 +70,50 @@ def step(*sequence_ids: int, finish: bool = False) -> StepOutputs:
 
 
 def test_vllms_names_are_there_from_the_start(client: TestClient) -> None:
-    assert {name.partition("{")[0] for name in samples(client)} >= NAMES
+    client.get("/version")
+    assert {name.partition("{")[0] for name in samples(client)} >= NAMES | OURS
+
+
+def test_all_but_http_and_process_figures_name_the_model(engine: FakeEngine) -> None:
+    client = make_client(engine, served_model_names=("main", "alias"))
+    client.post(COMPLETIONS, json=completion_body(model="alias"))
+    ours = [
+        sample
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name.startswith("nsa_serve:") and "http_requests" not in sample.name
+    ]
+    assert {sample.labels["model_name"] for sample in ours} == {"main"}
+
+
+def test_before_the_model_is_loaded_there_are_http_and_process_figures() -> None:
+    client = make_client(None)
+    client.get("/version")
+    found = samples(client)
+    assert found["http_requests_total{/version,GET,200}"] == 1
+    assert "num_requests_running" not in found
+    assert found["process_resident_memory_bytes"] > 0
+
+
+def test_what_each_branch_read_is_counted(client: TestClient, engine: FakeEngine) -> None:
+    engine.stats = EngineStats(
+        compressed_tokens_read=1,
+        selected_tokens_read=2,
+        window_tokens_read=3,
+        dense_tokens_read=4,
+        context_tokens=100,
+    )
+    found = samples(client)
+    branches = ("compressed", "selected", "window", "dense")
+    assert [found[f"attention_tokens_read_total{{{b}}}"] for b in branches] == [1, 2, 3, 4]
+    assert found["attention_tokens_context_total"] == 100
+    assert (found["kv_cache_bytes"], found["compressed_cache_bytes"]) == (4096, 1024)
+
+
+def test_ready_is_what_readiness_says(client: TestClient, engine: FakeEngine) -> None:
+    assert samples(client)["ready"] == 1
+    engine.alive = False
+    assert samples(client)["ready"] == 0
 
 
 def test_engine_figures_are_those_of_the_last_step(client: TestClient, engine: FakeEngine) -> None:
