@@ -69,10 +69,14 @@ class Watching:
             self._send(WatchSequence(sequence_id))
         try:
             async with asyncio.timeout(seconds):
-                return await asyncio.shield(future)
+                found = await asyncio.shield(future)
         finally:
             if self._selections.get(sequence_id) is future:
                 del self._selections[sequence_id]
+        return found if found.unavailable is None or self._is_in_flight(sequence_id) else None
+
+    def _is_in_flight(self, sequence_id: int) -> bool:
+        return self._in_flight.place_of(sequence_id) is not None
 
     def push(self, step: StepOutputs) -> None:
         """Take in what a step told."""
@@ -80,6 +84,13 @@ class Watching:
             self._progress.set_result(step.progress)
             self._progress = None
         for selection in step.selections or ():
-            future = self._selections.pop(selection.sequence_id, None)
-            if future is not None:
-                future.set_result(selection)
+            self._tell(selection)
+        if self._selections:
+            for output in step.outputs:
+                if output.finish_reason is not None:
+                    self._tell(Selection(output.sequence_id, unavailable="it has ended"))
+
+    def _tell(self, selection: Selection) -> None:
+        future = self._selections.pop(selection.sequence_id, None)
+        if future is not None:
+            future.set_result(selection)

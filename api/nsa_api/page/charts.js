@@ -7,19 +7,21 @@ const NS = "http://www.w3.org/2000/svg";
 
 /** A tile: a name, the latest value, and a line of its last two minutes; perhaps a second line. */
 export class Tile {
-  /** `format(value)` → [text, unit]; `max` fixes the top of the scale. */
-  constructor(parent, { name, format, max = null, second = false }) {
+  /** `format(value)` → [text, unit]; `max` fixes the top of the scale; `dots`: samples are events,
+      each drawn by itself. */
+  constructor(parent, { name, format, max = null, second = false, dots = false }) {
     this.samples = [];
     this.format = format;
     this.max = max;
+    this.dots = dots;
     this.element = document.createElement("div");
     this.element.className = "tile";
-    this.element.innerHTML = '<div class="name"><span></span><span></span></div><b></b>';
-    [this.name, this.aside] = this.element.querySelectorAll("span");
-    this.name.textContent = name;
-    this.label = name;
+    this.element.innerHTML = '<div class="name"></div><div class="value"><b></b><span></span></div>';
+    this.label = this.element.querySelector(".name").textContent = name;
     this.value = this.element.querySelector("b");
+    this.aside = this.element.querySelector("span");
     this.svg = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
+    if (dots) this.svg.classList.add("dots");
     this.area = this.svg.appendChild(svg("path", { class: "area" }));
     this.line = this.svg.appendChild(svg("path", { class: "line" }));
     this.other = second ? this.svg.appendChild(svg("path", { class: "line second" })) : null;
@@ -56,7 +58,9 @@ export class Tile {
   draw() {
     const latest = this.samples.at(-1);
     const shown = this.pointed ?? latest;
-    const known = shown?.value ?? null;
+    // While nothing happens, what happened last still tells more than a dash.
+    const before = this.samples.findLast((sample) => sample.value !== null);
+    const known = shown?.value ?? (this.pointed ? null : (before?.value ?? null));
     const [text, unit] = known === null ? ["–", ""] : this.format(known);
     this.value.replaceChildren(text, Object.assign(document.createElement("small"), { textContent: unit }));
     const back = this.pointed ? Math.round(latest.time - this.pointed.time) : 0;
@@ -66,11 +70,12 @@ export class Tile {
     const top = this.max ?? 1.15 * Math.max(1e-9, ...this.samples.map((s) => Math.max(s.value ?? 0, s.second ?? 0)));
     const x = (time) => (WIDTH * (time - latest.time + SECONDS)) / SECONDS;
     const y = (value) => HEIGHT - 2 - (HEIGHT - 4) * Math.min(1, value / top);
-    const runs = runsOf(this.samples, "value");
+    const runs = runsOf(this.samples, "value", this.dots);
     this.line.setAttribute("d", runs.map((run) => path(run, x, y)).join(""));
+    const filled = runs.filter((run) => run.length > 1);
     this.area.setAttribute(
       "d",
-      runs.map((run) => `${path(run, x, y)}V${HEIGHT}H${x(run[0][0]).toFixed(1)}Z`).join(""),
+      filled.map((run) => `${path(run, x, y)}V${HEIGHT}H${x(run[0][0]).toFixed(1)}Z`).join(""),
     );
     this.other?.setAttribute("d", runsOf(this.samples, "second").map((run) => path(run, x, y)).join(""));
     this.at.setAttribute("d", this.pointed ? `M${x(this.pointed.time).toFixed(1)} 0V${HEIGHT}` : "");
@@ -84,7 +89,7 @@ function svg(name, attributes) {
 }
 
 /** Runs of samples without gaps, as [time, value]. */
-function runsOf(samples, field) {
+function runsOf(samples, field, apart = false) {
   const runs = [];
   let open = false;
   for (const sample of samples) {
@@ -92,7 +97,7 @@ function runsOf(samples, field) {
     if (value === null) {
       open = false;
     } else {
-      if (!open) runs.push([]);
+      if (!open || apart) runs.push([]);
       open = true;
       runs.at(-1).push([sample.time, value]);
     }
@@ -102,6 +107,6 @@ function runsOf(samples, field) {
 
 function path(run, x, y) {
   const points = run.map(([time, value]) => `${x(time).toFixed(1)} ${y(value).toFixed(1)}`);
-  // A sample between two gaps is a dash of its own.
-  return points.length === 1 ? `M${points[0]}h1.5` : `M${points.join("L")}`;
+  // A sample between two gaps is a dot.
+  return points.length === 1 ? `M${points[0]}h.01` : `M${points.join("L")}`;
 }

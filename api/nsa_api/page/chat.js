@@ -151,6 +151,7 @@ function show(role, content) {
   element.append(who, text);
   if (role !== "user") element.append(line);
   $("messages").append(element);
+  text.scrollTop = text.scrollHeight;
   scrollToEnd(true);
   return {
     element,

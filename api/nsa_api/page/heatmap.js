@@ -56,6 +56,11 @@ export class Heatmap {
     this.draw();
   }
 
+  /** Whether any layer weighs its window. */
+  get hasWindow() {
+    return this.look.layers.some((layer) => layer.gates?.some((gates) => gates[2] !== 0));
+  }
+
   get geometry() {
     const width = this.canvas.clientWidth;
     const layers = this.look.layers.length;
@@ -140,8 +145,11 @@ export class Heatmap {
       context.fillText(`${layer}`, LEFT - 6, TOP + (layer + 0.5) * rowHeight);
     }
     const x = (token) => LEFT + (inner * token) / (blocks * size);
-    context.fillStyle = colors.window;
-    context.fillRect(x(Math.max(0, position + 1 - keys)), bottom + 2, x(position + 1) - x(Math.max(0, position + 1 - keys)), 4);
+    if (this.hasWindow) {
+      const first = x(Math.max(0, position + 1 - keys));
+      context.fillStyle = colors.window;
+      context.fillRect(first, bottom + 2, x(position + 1) - first, 4);
+    }
     context.fillStyle = colors.soft;
     context.textBaseline = "top";
     const tick = niceStep((blocks * size * 64) / inner);

@@ -60,11 +60,11 @@ function describe(engine) {
 
 function makeTiles(parent) {
   const tokens = new Tile(parent, { name: "Tokens/s generated", format: number });
-  const firstToken = new Tile(parent, { name: "Time to first token", format: duration });
+  const firstToken = new Tile(parent, { name: "Time to first token", format: duration, dots: true });
   const interToken = new Tile(parent, { name: "Inter-token latency", format: duration, second: true });
   const requests = new Tile(parent, { name: "Requests running", format: (n) => [`${n}`, ""], second: true });
   const pages = new Tile(parent, { name: "Pages in use", format: share, max: 1 });
-  const prefix = new Tile(parent, { name: "Prefix-cache hits", format: share, max: 1 });
+  const prefix = new Tile(parent, { name: "Prefix-cache hits", format: share, max: 1, dots: true });
   let before = null;
   return {
     add({ time, stats, engine, ...figures }) {

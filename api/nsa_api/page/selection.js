@@ -4,7 +4,7 @@ import { Heatmap } from "./heatmap.js";
 import { json, ServerError } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
-const MS_BETWEEN_LOOKS = 500;
+const MS_BETWEEN_LOOKS = 1000; // a look costs about one more step of one sequence
 const PIECES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class Selection {
@@ -47,7 +47,9 @@ export class Selection {
         if (error instanceof ServerError && error.status === 404) break;
         if (!(error instanceof ServerError && error.status === 429)) return;
       }
-      await new Promise((resolve) => setTimeout(resolve, MS_BETWEEN_LOOKS));
+      do {
+        await new Promise((resolve) => setTimeout(resolve, MS_BETWEEN_LOOKS));
+      } while (document.hidden && this.followed === turn);
     }
     if (this.followed !== turn) return;
     this.followed = null;
@@ -69,6 +71,7 @@ export class Selection {
     const { cell } = this.map;
     if (cell && (cell.layer >= look.layers.length || cell.block >= look.num_blocks)) this.map.cell = null;
     this.map.show(look);
+    $("window-key").hidden = !this.map.hasWindow;
     $("selection-summary").textContent = summaryOf(look);
     this.describe();
   }
