@@ -17,6 +17,20 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 _NULL_USAGE = b',"usage":null}\n\n'
 _END = b"}\n\n"
+_LINE_ENDS = (
+    ("\x85".encode(), b"\\u0085"),
+    ("\u2028".encode(), b"\\u2028"),
+    ("\u2029".encode(), b"\\u2029"),
+)
+"""What Python's `splitlines` takes for an end of line and JSON does not escape."""
+
+
+def one_line(body: bytes) -> bytes:
+    """The same JSON, in one line for readers that split decoded text, as httpx's do."""
+    if not body.isascii():
+        for raw, escaped in _LINE_ENDS:
+            body = body.replace(raw, escaped)
+    return body
 
 
 class ChunkEncoder:
@@ -26,7 +40,8 @@ class ChunkEncoder:
         self, completion_id: str, kind: str, created: int, model: str, *, with_usage: bool
     ) -> None:
         common = {"id": completion_id, "object": kind, "created": created, "model": model}
-        self._choices = b"data: " + msgspec.json.encode(common)[:-1] + b',"choices":'
+        head = one_line(msgspec.json.encode(common))
+        self._choices = b"data: " + head[:-1] + b',"choices":'
         self._end = _NULL_USAGE if with_usage else _END
         self._encode = msgspec.json.Encoder().encode
 
@@ -38,7 +53,7 @@ class ChunkEncoder:
         prompt_token_ids: list[int] | None = None,
     ) -> bytes:
         """One event. Every chunk has a usage field once the client asked for usage."""
-        body = self._choices + self._encode(choices)
+        body = self._choices + one_line(self._encode(choices))
         if prompt_token_ids is not None:
             body += b',"prompt_token_ids":' + self._encode(prompt_token_ids)
         if usage is None:
@@ -81,7 +96,7 @@ class EventStream(Response):
                 refusal = to_api_error(error)
                 if refusal.status_code == 500:
                     logger.exception("a stream failed")
-                await _send_frame(send, b"data: " + refusal.body + b"\n\n")
+                await _send_frame(send, b"data: " + one_line(refusal.body) + b"\n\n")
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
 

@@ -14,7 +14,7 @@ Fields = dict[str, Any]
 
 def client_of(server: ServerProcess, *, key: str = "none", **options: Any) -> openai.OpenAI:
     """A client that does not try again, unless told so."""
-    options = {"max_retries": 0, "timeout": 30, **options}
+    options = {"max_retries": 0, "timeout": 120, **options}
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, **options)
 
 
@@ -22,7 +22,7 @@ def async_client_of(
     server: ServerProcess, *, key: str = "none", **options: Any
 ) -> openai.AsyncOpenAI:
     """The same for asyncio."""
-    options = {"max_retries": 0, "timeout": 30, **options}
+    options = {"max_retries": 0, "timeout": 120, **options}
     return openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=key, **options)
 
 

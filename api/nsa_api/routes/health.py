@@ -1,4 +1,7 @@
-"""Whether the server is alive, ready and busy."""
+"""Whether the server is alive, ready and busy.
+
+Probes may use HEAD: balancers do, and load generators before they scrape.
+"""
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -21,8 +24,11 @@ _NOT_READY = {
 
 
 @router.get("/health")
+@router.head("/health", include_in_schema=False)
 @router.get("/health/live")
+@router.head("/health/live", include_in_schema=False)
 @router.get("/ping")
+@router.head("/ping", include_in_schema=False)
 @router.post("/ping")
 async def live() -> Response:
     """The process answers, whatever the engine does."""
@@ -30,6 +36,7 @@ async def live() -> Response:
 
 
 @router.get("/health/ready", responses=ERRORS)
+@router.head("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Requests are served: the model is loaded and, if work is pending, steps go on."""
     reason = server_state(request).not_ready()
@@ -51,6 +58,7 @@ async def load(request: Request) -> Response:
 
 
 @router.get("/metrics", response_class=Response)
+@router.head("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     body = generate_latest(server_state(request).metrics.registry)

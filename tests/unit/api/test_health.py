@@ -24,6 +24,12 @@ def test_alive_whatever_the_engine_does(path: str) -> None:
     assert make_client(None).get(path).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/ping", "/metrics"])
+def test_probes_may_ask_for_the_head_alone(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
+    assert make_client(None).head("/health/ready").status_code == 503
+
+
 def test_ready_once_the_engine_is_loaded(engine: FakeEngine) -> None:
     client = make_client(None)
     assert client.get("/health/ready").json()["error"]["code"] == "starting"
