@@ -144,7 +144,10 @@ def draw_steps(reports: Sequence[EngineReport]) -> "Figure":
                 _steps(axes, report)
         axes.set(title=model, xlabel="context, tokens", ylabel="ms, one decode step")
         _logarithmic(axes)
-        axes.legend(frameon=False, fontsize=8)
+        axes.set(yscale="linear", ylim=(0, None))
+        axes.legend(
+            frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15)
+        )
     return figure
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from nsa_serve.bench.results import (
+    LEFT_OUT,
     EngineReport,
     KernelReport,
     LatencyPoint,
@@ -49,7 +50,8 @@ def kernel_part(reports: Sequence[KernelReport]) -> str:
     """Tables of every layer."""
     if not reports:
         return NOTHING
-    return "\n\n".join(text for report in reports for text in _kernel_texts(report))
+    in_order = sorted(reports, key=lambda r: all(layer.heads != BARS_FOR for layer in r.layers))
+    return "\n\n".join(text for report in in_order for text in _kernel_texts(report))
 
 
 def _kernel_texts(report: KernelReport) -> Iterable[str]:
@@ -152,7 +154,8 @@ def engine_part(reports: Sequence[EngineReport]) -> str:
         f"{_machine(reports[0].machine)}.",
         _markdown(["model", "start-up, s", "peak memory, GiB", "cache, tokens"], starts),
     ]
-    if latencies := [[_name(r), *_latency_row(p)] for r in reports for p in r.latency]:
+    measured = [(r, p) for r in reports for p in r.latency if p.skipped != LEFT_OUT]
+    if latencies := [[_name(r), *_latency_row(p)] for r, p in measured]:
         head = [
             "model",
             "batch × prompt",
@@ -178,10 +181,11 @@ def _throughput_row(t: Throughput) -> list[str]:
 
 def _latency_row(p: LatencyPoint) -> list[str]:
     place = f"{p.batch} × {length(p.input_len)}"
-    if p.first_token is None or p.step is None:
+    if p.first_token is None:
         return [place, p.skipped or NONE, *[NONE] * 4]
     first = [_number(p.first_token.p50), _number(p.first_token.p90)]
-    return [place, *first, *(f"{v:.2f}" for v in (p.step.p50, p.step.p90, p.step.p99))]
+    steps = (p.step.p50, p.step.p90, p.step.p99) if p.step else ()
+    return [place, *first, *(f"{v:.2f}" for v in steps), *[NONE] * (3 - len(steps))]
 
 
 def _name(report: EngineReport) -> str:

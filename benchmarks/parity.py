@@ -41,7 +41,7 @@ def main() -> None:
     for dtype in GPU_TYPES:
         result[dtype] = compared(expected, generate("cuda", dtype))
         print(dtype, result[dtype], flush=True)
-    (HERE / "results" / "parity.json").write_text(json.dumps(result, indent=1) + "\n")
+        (HERE / "results" / "parity.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def generate(device: str, dtype: str) -> list[RequestOutput]:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from nsa_serve.bench.results import (
+    LEFT_OUT,
     EngineReport,
     LatencyPoint,
     Spread,
@@ -28,6 +29,8 @@ from nsa_serve.params import SamplingParams
 
 _SEED = 0
 _WARM_UP_TOKENS = 8
+_TOKENS_OF_A_STEP = 512
+"""Prompt tokens of a step, at least: while prompts are computed, others answer a token a step."""
 _IMPORTED = time.monotonic()
 _START_FIELD = 19
 """Of /proc/PID/stat, counted behind the name: when the process began, in ticks after boot."""
@@ -66,16 +69,21 @@ class EngineBench:
         prompts are longer than `max_tokens` together."""
         point = LatencyPoint(batch=batch, input_len=input_len, output_len=output_len)
         if batch * input_len > max_tokens:
-            return msgspec.structs.replace(point, skipped="left out")
+            return msgspec.structs.replace(point, skipped=LEFT_OUT)
         if reason := self._does_not_fit(batch, input_len + output_len):
             return msgspec.structs.replace(point, skipped=reason)
         warm_up = min(output_len, _WARM_UP_TOKENS)
         self._run(self._requests([input_len] * batch, [warm_up] * batch), batch)
+        # Some answer while others' prompts are computed: all go on until the last is done.
+        most = min(
+            output_len + batch * input_len // _TOKENS_OF_A_STEP,
+            self.info.max_model_len - input_len,
+        )
         first, steps = [], []
         for _ in range(repeats):
-            requests = self._requests([input_len] * batch, [output_len] * batch)
+            requests = self._requests([input_len] * batch, [most] * batch)
             started = time.perf_counter()
-            done = self._run(requests, batch)
+            done = self._run(requests, batch, enough=output_len)
             first += [request.times[0] - started for request in done]
             steps += list(common_steps([request.times for request in done]))
         return msgspec.structs.replace(point, first_token=spread(first), step=spread(steps))
@@ -139,8 +147,11 @@ class EngineBench:
             for input_len, output_len in zip(input_lens, output_lens, strict=True)
         ]
 
-    def _run(self, requests: list[AddSequence], at_once: int) -> list[_Running]:
-        """Give the core at most so many requests at once, until all are done."""
+    def _run(
+        self, requests: list[AddSequence], at_once: int, enough: int = sys.maxsize
+    ) -> list[_Running]:
+        """Give the core at most so many requests at once, until all are done or all have `enough`
+        tokens."""
         waiting = requests[::-1]
         running: dict[int, _Running] = {}
         num_running = 0
@@ -152,6 +163,9 @@ class EngineBench:
             outputs = self._core.step().outputs
             now = time.perf_counter()
             num_running -= sum(_note(running[o.sequence_id], o, now) for o in outputs)
+            if not waiting and min(r.num_tokens for r in running.values()) >= enough:
+                self._core.abort(list(running))
+                break
         return list(running.values())
 
 

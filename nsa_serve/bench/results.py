@@ -115,6 +115,10 @@ class Spread(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+LEFT_OUT = "left out"
+"""Why a point was skipped that nobody asked for."""
+
+
 class LatencyPoint(msgspec.Struct, frozen=True, kw_only=True):
     """One batch that starts together; None where it did not fit."""
 
