@@ -1,16 +1,19 @@
-"""Length-prefixed msgpack frames over a local stream socket: blocking, and for asyncio."""
+"""Length-prefixed msgpack frames over a local stream socket: for the engine's loop, and asyncio."""
 
 import asyncio
 import select
 import socket
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import msgspec
 
 HEADER_BYTES = 4
 MAX_FRAME_BYTES = 256 * 2**20
-_RECEIVE_BYTES = 256 * 2**10
+MAX_UNSENT_BYTES = 64 * 2**20
+_RECEIVE_BYTES = _SEND_BYTES = 256 * 2**10
 
 T = TypeVar("T")
 
@@ -49,18 +52,28 @@ class FrameBuffer:
 
 
 class Channel(Generic[T]):
-    """The blocking end of a socket whose peer sends messages of type `T`."""
+    """The engine's end of a socket whose peer sends messages of type `T`.
+
+    Sending does not wait for a peer that reads late: what the socket does not take is kept, and
+    goes out with the next `send` or while `receive` waits. Only a peer that is MAX_UNSENT_BYTES
+    behind is waited for.
+    """
 
     def __init__(self, sock: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
         self._socket = sock
         self._decoder = decoder
         self._buffer = FrameBuffer()
+        self._unsent = bytearray()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
     def send(self, message: object) -> None:
-        """Send one message; raises OSError when the peer is gone."""
-        self._socket.sendall(pack_frame(message))
+        """Send one message, now or later; raises OSError when the peer is gone."""
+        self._unsent += pack_frame(message)
+        self._send_unsent()
+        while len(self._unsent) > MAX_UNSENT_BYTES:
+            select.select((), (self._socket,), ())
+            self._send_unsent()
 
     def receive(self, timeout: float | None) -> list[T]:
         """Messages that have arrived; waits up to `timeout` seconds (None: for ever) for bytes.
@@ -68,12 +81,33 @@ class Channel(Generic[T]):
         May return none, where the time is up or a frame is not yet whole. Raises EOFError when
         the peer is gone.
         """
-        if not self._poll.poll(None if timeout is None else timeout * 1e3):
+        if not self._wait_for_bytes(timeout):
             return []
         data = self._socket.recv(_RECEIVE_BYTES)
         if not data:
             raise EOFError("the peer closed the socket")
         return [self._decoder.decode(frame) for frame in self._buffer.feed(data)]
+
+    def _wait_for_bytes(self, timeout: float | None) -> bool:
+        """Whether there is something to receive; sends what is unsent meanwhile."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            wanted = select.POLLIN | (select.POLLOUT if self._unsent else 0)
+            self._poll.modify(self._socket, wanted)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1e3
+            ready = self._poll.poll(left)
+            if not ready:
+                return False
+            if ready[0][1] & ~select.POLLOUT:
+                return True
+            self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        """As much as the socket takes without waiting."""
+        with suppress(BlockingIOError):
+            while self._unsent:
+                piece = bytes(self._unsent[:_SEND_BYTES])
+                del self._unsent[: self._socket.send(piece, socket.MSG_DONTWAIT)]
 
 
 class FrameProtocol(asyncio.Protocol):

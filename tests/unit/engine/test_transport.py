@@ -2,6 +2,7 @@
 
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -71,3 +72,54 @@ def test_receive_says_that_the_peer_is_gone() -> None:
         ours.close()
         with pytest.raises(EOFError):
             Channel[ToCore](theirs, Decoder(ToCore)).receive(timeout=None)
+
+
+def test_sending_does_not_wait_for_a_peer_that_does_not_read() -> None:
+    """A step's outputs to a client that is busy: they are kept, and arrive whole and in order."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = Channel[AbortSequences](ours, Decoder(AbortSequences))
+        reader = Channel[AbortSequences](theirs, Decoder(AbortSequences))
+        messages = [AbortSequences([i] * 1000) for i in range(1000)]
+        started = time.monotonic()
+        for message in messages:
+            sender.send(message)
+        assert time.monotonic() - started < 5
+        received: list[AbortSequences] = []
+        while len(received) < len(messages):
+            received += reader.receive(timeout=0.01)
+            assert sender.receive(timeout=0) == []
+        assert received == messages
+
+
+def test_receiving_wakes_up_for_messages_while_something_is_unsent() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sender = Channel[AbortSequences](ours, Decoder(AbortSequences))
+        for i in range(1000):
+            sender.send(AbortSequences([i] * 1000))
+        theirs.sendall(pack(AbortSequences([7])))
+        assert sender.receive(timeout=None) == [AbortSequences([7])]
+
+
+def _send_all(sender: Channel[AbortSequences], count: int) -> None:
+    for i in range(count):
+        sender.send(AbortSequences([i] * 10_000))
+
+
+def test_a_peer_that_is_far_behind_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nsa_serve.engine.transport.MAX_UNSENT_BYTES", 100_000)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        sender = Channel[AbortSequences](ours, Decoder(AbortSequences))
+        sending = pool.submit(_send_all, sender, 99)
+        time.sleep(0.2)
+        assert not sending.done()
+        reader = Channel[AbortSequences](theirs, Decoder(AbortSequences))
+        received: list[AbortSequences] = []
+        while not sending.done():
+            received += reader.receive(timeout=0.01)
+        while len(received) < 99:
+            assert sender.receive(timeout=0) == []
+            received += reader.receive(timeout=0.01)
+        assert [message.sequence_ids[0] for message in received] == list(range(99))
