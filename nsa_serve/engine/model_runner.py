@@ -1,6 +1,7 @@
 """Runs a model's steps: inputs, forward pass, sampling."""
 
 import logging
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -98,8 +99,10 @@ class ModelRunner:
         return tuple(map(self._selection, due))
 
     def _selection(self, item: ScheduledSequence) -> Selection:
+        threads = nullcontext() if self._compiled is None else one_torch_thread()
         try:
-            return selection_of(self._decoder, self._caches, item, self._rule)
+            with threads:
+                return selection_of(self._decoder, self._caches, item, self._rule)
         except Exception as error:  # a look must not end what it looks at
             logger.error("a selection could not be recorded", exc_info=error)
             return Selection(item.sequence.sequence_id, unavailable="it could not be recorded")

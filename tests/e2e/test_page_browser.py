@@ -248,9 +248,11 @@ def test_key_is_asked_for_and_kept_in_memory_only(browser: Any, engine: dict[str
 
 @pytest.mark.parametrize("width", [360, 700, 1100, 1600])
 def test_nothing_is_cut_off_at_any_width(page: Any, width: int) -> None:
-    ask(page, LONG, max_tokens=40)
+    ask(page, LONG, max_tokens=3000)
     expect(page.locator("#pictures")).to_be_visible(timeout=30_000)
-    wait_for_end(page)
+    expect(page.locator("#requests tr")).to_have_count(1, timeout=20_000)
     page.set_viewport_size({"width": width, "height": 800})
     overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(overflow) == 0
+    page.get_by_role("button", name="Stop").click()
+    wait_for_end(page)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nsa_serve.config import ModelConfig
+from nsa_serve.config import EngineConfig, ModelConfig
 from nsa_serve.engine import model_runner
 from nsa_serve.engine.core import EngineCore
+from nsa_serve.engine.load_model import load_model_runner
 from nsa_serve.engine.messages import (
     AddSequence,
     LayerSelection,
@@ -226,3 +227,24 @@ def test_progress_is_told_once_to_who_asks() -> None:
     core.handle(ReportProgress())
     (second, other) = core.step().progress or []
     assert (second.stage, second.num_output_tokens, other.num_output_tokens) == ("decode", 2, 3)
+
+
+@pytest.mark.slow
+def test_watching_changes_no_token_of_compiled_steps() -> None:
+    """Over the built-in model, whose decode steps are not computed by the code that looks."""
+    config = EngineConfig(cpu_cache_gib=0.5)
+    core = EngineCore(config, load_model_runner(config))
+    prompt = [100 + i * 37 % 4000 for i in range(1500)]
+    tokens: list[list[int]] = []
+    for watched in (False, True):
+        core.add(AddSequence(watched, prompt, msgspec.structs.replace(GREEDY, max_tokens=40)))
+        tokens.append([])
+        num_seen = 0
+        while core.has_work:
+            if watched:
+                core.handle(WatchSequence(watched))
+            step = core.step()
+            num_seen += sum(s.unavailable is None for s in step.selections or [])
+            tokens[-1] += [i for output in step.outputs for i in output.new_token_ids]
+        assert num_seen == 39 * watched
+    assert tokens[0] == tokens[1]
