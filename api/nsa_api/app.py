@@ -3,6 +3,7 @@
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from nsa_api.access import AccessLog
 from nsa_api.auth import Authentication
 from nsa_api.batches.worker import open_worker
 from nsa_api.body import BodyLimits
@@ -16,13 +17,15 @@ from nsa_api.openapi import install_openapi
 from nsa_api.routes import batches, chat, completions, files, health, live, models, page
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
+from nsa_api.tracing import otlp_tracer
 from nsa_serve import __version__
 
 
 def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
     """The API over `engine`. Without one it answers 503 until `app.state.server.attach`.
 
-    Raises `BatchError` if the batch folder cannot be had.
+    Raises `BatchError` if the batch folder cannot be had, `ConfigError` if spans are asked for
+    and the extra `otel` is missing.
     """
     app = FastAPI(
         title="nsa-serve",
@@ -30,6 +33,8 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
         description="OpenAI's completions over a Native Sparse Attention engine.",
     )
     state = app.state.server = ServerState(settings)
+    if settings.otlp_traces_endpoint is not None:
+        state.tracer = otlp_tracer(settings.otlp_traces_endpoint)
     if engine is not None:
         state.attach(engine)
     app.state.batches = open_worker(app, settings)
@@ -45,6 +50,7 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
     app.add_middleware(Authentication, api_keys=settings.api_keys)
     app.add_middleware(HeadLimits, settings=settings)
     app.add_middleware(HttpMetrics, registry=state.metrics.registry)
+    app.add_middleware(AccessLog)
     return app
 
 

@@ -30,7 +30,7 @@ class Generation:
 
     def tally(self) -> Tally:
         """An empty count of its tokens."""
-        return Tally(self.params, len(self.prompts))
+        return Tally(self.params, len(self.prompts), self.request_id)
 
     async def run(self, engine: Engine, tally: Tally) -> list[RequestOutput]:
         """Whole outputs in the order of the prompts; the first failure cancels the rest."""

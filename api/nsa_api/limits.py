@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nsa_api.errors import ApiError
 from nsa_api.settings import ApiSettings
+from nsa_serve import logs
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
@@ -35,6 +36,7 @@ class HeadLimits:
             await self.app(scope, receive, send)
             return
         request_id = _request_id(scope["headers"])
+        logs.request_id.set(request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -1,7 +1,9 @@
 """Runs the API: listens at once, loads the model behind, drains on SIGTERM."""
 
 import asyncio
+import faulthandler
 import os
+import signal
 import socket
 import time
 from types import FrameType
@@ -14,6 +16,7 @@ from nsa_api.batches.worker import BatchWorker
 from nsa_api.protocol import bounded_protocol
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
+from nsa_api.watchdog import Watchdog
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.client import AsyncEngine
 from nsa_serve.errors import ConfigError
@@ -30,6 +33,8 @@ def serve(config: EngineConfig, settings: ApiSettings) -> None:
     `EngineDeadError` if the engine process dies while it loads.
     """
     started = time.monotonic()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # More could never be queued at once: the client would be told to retry for ever.
     sequences = min(settings.max_request_sequences, config.max_num_unfinished)
     settings = msgspec.structs.replace(settings, max_request_sequences=sequences)
@@ -85,10 +90,14 @@ class _Server(uvicorn.Server):
                 if self._batches is not None:
                     self._batches.start()
                 self._announce(engine, started, listening)
+                watching = asyncio.create_task(Watchdog(self._state, engine).run())
                 await self._stop.wait()
                 await self._drain(engine)
+                watching.cancel()
         finally:
             self.should_exit = True
+            if self._state.tracer is not None:
+                await asyncio.to_thread(self._state.tracer.close)
 
     async def _drain(self, engine: AsyncEngine) -> None:
         """Let requests finish; what is left gets an error event when the engine goes.

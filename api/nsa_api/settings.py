@@ -43,7 +43,10 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     shutdown_timeout: float = 30.0
     """How long running requests may take to finish after SIGTERM."""
     stuck_timeout: float = 60.0
-    """Not ready once work has waited this long without a finished step."""
+    """Not ready once work has waited this long without a finished step; the log then says where
+    the engine stands."""
+    otlp_traces_endpoint: str | None = None
+    """Where spans of requests go, over OTLP and HTTP: …/v1/traces."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

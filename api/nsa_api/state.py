@@ -8,11 +8,13 @@ from typing import cast
 
 from fastapi import Request
 
+from nsa_api.access import current_exchange
 from nsa_api.engine import Engine
 from nsa_api.errors import ApiError, unavailable
 from nsa_api.metrics import Metrics
 from nsa_api.settings import ApiSettings
 from nsa_api.tally import Tally
+from nsa_api.tracing import RequestTracer
 
 
 @dataclass(slots=True)
@@ -23,15 +25,18 @@ class ServerState:
     metrics: Metrics = field(default_factory=Metrics)
     draining: bool = False
     num_in_flight: int = 0
+    tracer: RequestTracer | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     _engine: Engine | None = None
     _busy_since: float = 0.0
+    _main_name: str = ""
 
     def attach(self, engine: Engine) -> None:
         """Start serving from `engine`."""
         self._engine = engine
         names = self.settings.served_model_names or (engine.info.model_name,)
         self.metrics.attach(engine, names[0], lambda: self.not_ready() is None)
+        self._main_name = names[0]
 
     def not_ready(self) -> str | None:
         """Why requests are not served now; None if they are."""
@@ -70,15 +75,32 @@ class ServerState:
         if self.num_in_flight == 0:
             self._busy_since = time.monotonic()
         self.num_in_flight += 1
+        started = time.time()
         try:
             yield
         except BaseException as error:
             self.metrics.on_request_failed(tally, error)
+            self._tell(tally, started, error)
             raise
         else:
             self.metrics.on_request_done(tally)
+            self._tell(tally, started, None)
         finally:
             self.num_in_flight -= 1
+
+    def _tell(self, tally: Tally, started: float, error: BaseException | None) -> None:
+        """Let the log and the trace know of a request that is over."""
+        exchange = current_exchange()
+        if exchange is not None:
+            exchange.add(tally, error)
+        if self.tracer is not None:
+            self.tracer.on_request(
+                tally,
+                model_name=self._main_name,
+                started=started,
+                error=error,
+                trace_headers=exchange.trace_headers if exchange is not None else {},
+            )
 
 
 def server_state(request: Request) -> ServerState:

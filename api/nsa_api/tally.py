@@ -13,6 +13,7 @@ class Tally:
 
     params: SamplingParams
     num_prompts: int
+    completion_id: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

@@ -18,6 +18,8 @@ _NAME_HELP = "The model's name in requests; may be given several times."
 _HOST_HELP = "A Host header accepted beside the loopback names; may be given several times."
 _TIMEOUT_HELP = "Seconds that running requests may take after SIGTERM."
 _BATCH_HELP = "Folder for files and batches; in the user's state folder unless given, or off."
+_STUCK_HELP = "Not ready after so many seconds without a step while work waits; stacks are logged."
+_TRACES_HELP = "Send a span of each request there (OTLP over HTTP); needs the extra otel."
 _LOG_HELP = "Lines for people, or one JSON object for each record."
 _FILE_HELP = "Flags from a TOML or JSON file; those of the command line win."
 
@@ -32,6 +34,8 @@ def serve(
     allowed_host: Annotated[list[str] | None, typer.Option(help=_HOST_HELP)] = None,
     shutdown_timeout: Annotated[float, typer.Option(help=_TIMEOUT_HELP)] = 30.0,
     batch_dir: Annotated[str | None, typer.Option(help=_BATCH_HELP)] = None,
+    stuck_timeout: Annotated[float, typer.Option(help=_STUCK_HELP)] = 60.0,
+    otlp_traces_endpoint: Annotated[str | None, typer.Option(help=_TRACES_HELP)] = None,
     log_format: Annotated[LogFormat, typer.Option(help=_LOG_HELP)] = "text",
     config_file: Annotated[
         Path | None,
@@ -53,6 +57,8 @@ def serve(
         served_model_names=tuple(served_model_name or ()),
         allowed_hosts=tuple(allowed_host or ()),
         shutdown_timeout=shutdown_timeout,
+        stuck_timeout=stuck_timeout,
+        otlp_traces_endpoint=otlp_traces_endpoint,
         batch_dir=_batch_folder(batch_dir, port),
     )
     serve_http(config, settings)

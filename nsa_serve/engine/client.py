@@ -30,6 +30,7 @@ from nsa_serve.engine.prompts import (
     prepare_params,
 )
 from nsa_serve.engine.request import Request
+from nsa_serve.engine.stacks import process_state
 from nsa_serve.engine.watching import RequestProgress, Watching
 from nsa_serve.errors import EngineDeadError, NsaServeError
 from nsa_serve.model.loading.generation import GenerationDefaults
@@ -145,6 +146,19 @@ class AsyncEngine:
         """The whole output; raises as `stream` does. Cancelling the call aborts the request."""
         async with self._submitted(prompt, params, request_id, priority, salt) as delivery:
             return await delivery.take_whole()
+
+    def ask_for_stacks(self) -> None:
+        """Let the engine process write down where its threads stand, for `read_stacks`."""
+        if self.alive:
+            self._connection.ask_for_stacks()
+
+    def read_stacks(self) -> str:
+        """What it wrote since the last call."""
+        return self._connection.read_stacks() if self.alive else ""
+
+    def process_state(self) -> str:
+        """What the system says of the engine process: running, sleeping, stopped, gone …"""
+        return process_state(self.pid)
 
     async def abort(self, request_id: str) -> None:
         """End a request now, with finish reason abort; an unknown id is no error."""

@@ -11,6 +11,7 @@ from msgspec.msgpack import Decoder
 
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.messages import FromCore, Ready, StepOutputs, ToCore
+from nsa_serve.engine.stacks import SIGNAL, StackFile
 from nsa_serve.engine.transport import FrameProtocol, pack_frame
 from nsa_serve.errors import ConfigError, EngineDeadError, ModelLoadError, OfflineError
 
@@ -26,12 +27,14 @@ class EngineConnection:
         """Start the process; it waits for its configuration."""
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
+            self._stacks = StackFile()
+            fds = [theirs.fileno(), self._stacks.fileno()]
             command = [sys.executable, "-m", "nsa_serve.engine.process"]
             # A session of its own: Ctrl-C in a terminal ends it through the parent only.
             self._process = subprocess.Popen(  # noqa: S603
-                [*command, "--fd", str(theirs.fileno())],
+                [*command, "--fd", str(fds[0]), "--stacks-fd", str(fds[1])],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=fds,
                 start_new_session=True,
             )
         self._transport: asyncio.WriteTransport | None = None
@@ -68,6 +71,15 @@ class EngineConnection:
         self._on_lost = on_lost
         return ready
 
+    def ask_for_stacks(self) -> None:
+        """Let the process write down where its threads stand, for `read_stacks`."""
+        if self._process.poll() is None:
+            self._process.send_signal(SIGNAL)
+
+    def read_stacks(self) -> str:
+        """What it wrote since the last call."""
+        return self._stacks.read()
+
     def send(self, message: ToCore) -> None:
         """Send a message, without waiting; to an engine that is gone it is dropped."""
         self._write(message)
@@ -81,6 +93,7 @@ class EngineConnection:
         else:
             self._transport.close()
         await asyncio.to_thread(self._process.wait)
+        self._stacks.close()
         if self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # or asyncio complains that nobody looked
 

@@ -1,4 +1,5 @@
-"""The engine process: `python -m nsa_serve.engine.process --fd N`, N one end of a socket pair.
+"""The engine process: `python -m nsa_serve.engine.process --fd N --stacks-fd M`, N one end of a
+socket pair, M an open file that is told where the threads stand when SIGUSR1 comes.
 
 The first message it reads is an `EngineConfig`; it answers `Ready` or `CoreFailed` and then
 serves the core's loop. It lives as long as its parent: when the other end closes it ends at
@@ -7,6 +8,7 @@ group are the parent's to act on.
 """
 
 import argparse
+import faulthandler
 import gc
 import logging
 import os
@@ -22,6 +24,7 @@ from nsa_serve.config import EngineConfig
 from nsa_serve.engine.core import EngineCore
 from nsa_serve.engine.load import load_runner
 from nsa_serve.engine.messages import CoreFailed, ToCore
+from nsa_serve.engine.stacks import answer_with_stacks
 from nsa_serve.engine.transport import Channel
 from nsa_serve.errors import NsaServeError
 from nsa_serve.logs import configure_logs
@@ -38,7 +41,11 @@ def main() -> int:
     configure_logs()
     parser = argparse.ArgumentParser(prog="python -m nsa_serve.engine.process")
     parser.add_argument("--fd", type=int, required=True)
-    with socket.socket(fileno=parser.parse_args().fd) as sock:
+    parser.add_argument("--stacks-fd", type=int, required=True)
+    arguments = parser.parse_args()
+    faulthandler.enable()
+    answer_with_stacks(arguments.stacks_fd)
+    with socket.socket(fileno=arguments.fd) as sock:
         threading.Thread(target=_end_with_parent, args=(sock,), daemon=True).start()
         return _serve(sock)
 

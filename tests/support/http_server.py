@@ -72,7 +72,7 @@ class ServerProcess:
     def metric(self, name: str) -> float:
         """The value of a metric with no label but the model's name."""
         text = self.http.get("/metrics").text
-        match = re.search(rf"^nsa_serve:{name}{{model_name=[^,]*}} (.*)$", text, re.MULTILINE)
+        match = re.search(rf'^nsa_serve:{name}{{model_name="[^"\n]*"}} (.*)$', text, re.MULTILINE)
         assert match, name
         return float(match[1])
 

@@ -46,7 +46,7 @@ JSON = """{"model": "folder", "port": 9, "api-key": ["a", "b"], "served_model_na
 
 @pytest.mark.parametrize(("name", "text"), [("c.toml", TOML), ("c.json", JSON)])
 def test_keys_are_flags(serve: Serve, tmp_path: Path, name: str, text: str) -> None:
-    config, settings = serve("--config", _write(tmp_path / name, text))
+    config, settings = serve("--batch-dir", "off", "--config", _write(tmp_path / name, text))
     assert config == EngineConfig(
         model="folder", enable_prefix_caching=False, gpu_memory_utilization=0.5
     )
