@@ -25,6 +25,7 @@ from nsa_serve.engine.compile_ahead import CompileAhead
 from nsa_serve.engine.memory import (
     cache_cost,
     cache_table,
+    check_cpu_memory,
     free_cpu_cache_bytes,
     num_pages_that_fit,
     page_size_of,
@@ -143,6 +144,8 @@ def _reference_runner(config: EngineConfig, decoder: Decoder, info: RunnerInfo) 
     cost = cache_cost(decoder.config, info.page_size, activations)
     free = free_gpu_bytes(config, device) if device.type == "cuda" else free_cpu_cache_bytes(config)
     num_pages = num_pages_that_fit(config, cost, info.max_model_len, free, info.max_num_seqs)
+    if device.type == "cpu":
+        check_cpu_memory(num_pages * cost.page_bytes)
     layouts = cache_layouts(decoder.config, info.page_size)
     caches = [LayerCache.allocate(layout, num_pages, activations, device) for layout in layouts]
     info = replace(

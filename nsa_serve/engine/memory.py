@@ -77,6 +77,17 @@ def free_cpu_cache_bytes(config: EngineConfig) -> int:
     return int(min(_MAX_CPU_CACHE, available_memory() * _CPU_SHARE))
 
 
+def check_cpu_memory(num_bytes: int) -> None:
+    """Raise ConfigError for a cache that was asked for and that memory cannot hold: it would be
+    given, and taken back by ending the process once it fills."""
+    available = available_memory()
+    if num_bytes > available:
+        raise ConfigError(
+            f"no memory for this cache: it needs {num_bytes / GIB:.1f} GiB, "
+            f"{available / GIB:.1f} GiB are free; see cpu_cache_gib and num_pages"
+        )
+
+
 def available_memory() -> int:
     """Bytes of main memory that new work can have."""
     try:

@@ -8,6 +8,7 @@ from nsa_serve.config import EngineConfig
 from nsa_serve.engine.memory import (
     cache_cost,
     cache_table,
+    check_cpu_memory,
     free_cpu_cache_bytes,
     num_pages_that_fit,
     page_size_of,
@@ -88,3 +89,9 @@ def test_the_table_counts_the_sequences_that_fit() -> None:
     assert "100 pages of 64 tokens = 6,400 tokens" in lines[0]
     rows = {int(a.replace(",", "")): int(b) for a, b in (line.split() for line in lines[3:])}
     assert rows == {1024: 100 // 16, 4096: 100 // 64, 5000: 100 // 79}
+
+
+def test_a_cache_beyond_memory_is_refused_with_both_sizes() -> None:
+    check_cpu_memory(2**20)
+    with pytest.raises(ConfigError, match=r"it needs 1000000\.0 GiB, .* GiB are free"):
+        check_cpu_memory(10**6 * GIB)
