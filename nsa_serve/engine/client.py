@@ -165,7 +165,7 @@ class AsyncEngine:
         self._stop(self._in_flight.abort(request_id))
 
     async def progress(self) -> list[RequestProgress]:
-        """How far each continuation in flight is; raises TimeoutError if the engine is stuck."""
+        """How far each continuation in flight is; TimeoutError in the midst of a long step."""
         return await self._watching.progress()
 
     async def selection(self, request_id: str, *, seconds: float) -> Selection | None:
@@ -260,6 +260,7 @@ class AsyncEngine:
         self.alive = False
         self.stats = EngineStats()
         self._in_flight.fail_all(EngineDeadError, "the engine process ended")
+        self._watching.forget()
         if not self._closing:
             logger.error("the engine process ended; starting it anew")
             self._restart = asyncio.create_task(self._start_anew())

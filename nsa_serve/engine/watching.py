@@ -15,7 +15,7 @@ from nsa_serve.engine.messages import (
     WatchSequence,
 )
 
-_SECONDS_FOR_PROGRESS = 5.0
+_SECONDS_FOR_PROGRESS = 0.5
 
 
 class RequestProgress(msgspec.Struct, frozen=True):
@@ -36,20 +36,18 @@ class Watching:
         self._selections: dict[int, asyncio.Future[Selection]] = {}
 
     async def progress(self) -> list[RequestProgress]:
-        """Of everything in flight; raises TimeoutError if no step comes to its end."""
+        """Of everything in flight. Raises TimeoutError if no step comes to its end within half a
+        second; what it then tells is the answer to the next call."""
         if self._in_flight.num_unfinished == 0:
             return []
         if self._progress is None:
             self._progress = asyncio.get_running_loop().create_future()
             self._send(ReportProgress())
         future = self._progress
-        try:
-            async with asyncio.timeout(_SECONDS_FOR_PROGRESS):
-                found = await asyncio.shield(future)
-        except TimeoutError:
-            if self._progress is future:
-                self._progress = None
-            raise
+        async with asyncio.timeout(_SECONDS_FOR_PROGRESS):
+            found = await asyncio.shield(future)
+        if self._progress is future:
+            self._progress = None
         places = ((self._in_flight.place_of(each.sequence_id), each) for each in found)
         return [RequestProgress(*place, each) for place, each in places if place is not None]
 
@@ -78,11 +76,15 @@ class Watching:
     def _is_in_flight(self, sequence_id: int) -> bool:
         return self._in_flight.place_of(sequence_id) is not None
 
+    def forget(self) -> None:
+        """Expect nothing of a core that is gone."""
+        self._progress = None
+        self._selections.clear()
+
     def push(self, step: StepOutputs) -> None:
         """Take in what a step told."""
-        if step.progress is not None and self._progress is not None:
+        if step.progress is not None and self._progress is not None and not self._progress.done():
             self._progress.set_result(step.progress)
-            self._progress = None
         for selection in step.selections or ():
             self._tell(selection)
         if self._selections:

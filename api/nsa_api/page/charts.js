@@ -1,6 +1,7 @@
 // Small charts of the last two minutes, drawn as SVG.
 
 const SECONDS = 120;
+const SECONDS_OF_A_GAP = 3; // a sample comes every second, unless nobody could take it
 const WIDTH = 240;
 const HEIGHT = 44;
 const NS = "http://www.w3.org/2000/svg";
@@ -92,8 +93,11 @@ function svg(name, attributes) {
 function runsOf(samples, field, apart = false) {
   const runs = [];
   let open = false;
+  let before = 0;
   for (const sample of samples) {
     const value = sample[field];
+    if (sample.time - before > SECONDS_OF_A_GAP) open = false;
+    before = sample.time;
     if (value === null) {
       open = false;
     } else {

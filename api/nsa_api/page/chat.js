@@ -184,12 +184,14 @@ function scrollToEnd(wanted) {
   if (wanted) $("messages").scrollTop = $("messages").scrollHeight;
 }
 
-/** Enough records that a model must choose which blocks to read, and a question about one. */
+/** A text of so many blocks that a model must choose which to read, and a question about one. */
 function longExample() {
   const towns = ["Arles", "Bruges", "Cádiz", "Delft", "Evora", "Fez", "Ghent", "Hydra"];
-  const lines = Array.from({ length: 90 }, (_, i) => {
+  const lines = Array.from({ length: 85 }, (_, i) => {
     const town = towns[(i * 5) % towns.length];
-    return `Record ${i + 1}: the ship that left ${town} carried ${((i * 37) % 83) + 12} barrels of salt.`;
+    return `Day ${i + 1}: the ship left ${town} with ${((i * 37) % 83) + 12} barrels of salt.`;
   });
-  return `${lines.join("\n")}\n\nHow many barrels of salt did the ship of record 20 carry?`;
+  lines.splice(20, 0, "Today the ship's cat had seven kittens.");
+  const log = `Here is the log of a ship.\n${lines.join("\n")}`;
+  return `${log}\n\nHow many kittens did the ship's cat have?`;
 }

@@ -1,6 +1,8 @@
 """Looks into an engine process: at all that is in flight, and at one request's selection."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -8,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from nsa_serve.engine.client import AsyncEngine
+from nsa_serve.errors import EngineDeadError
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
-from tests.support.async_engine import running_engine
+from tests.support.async_engine import running_engine, until
 from tests.support.model_folder import engine_config, write_sharp_folder
 
 PROMPT = list(range(50))
@@ -40,7 +43,7 @@ def test_progress_of_what_is_in_flight() -> None:
         handle.run(look(handle.engine))
 
 
-def test_an_engine_that_is_stuck_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_step_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nsa_serve.engine.watching._SECONDS_FOR_PROGRESS", 0.05)
 
     async def look(engine: AsyncEngine) -> None:
@@ -52,8 +55,31 @@ def test_an_engine_that_is_stuck_is_not_waited_for(monkeypatch: pytest.MonkeyPat
             with pytest.raises(TimeoutError):
                 await engine.selection("long", seconds=0.05)
             await first
+            monkeypatch.setattr("nsa_serve.engine.watching._SECONDS_FOR_PROGRESS", 10.0)
+            (late,) = await engine.progress()
+            assert late.request_id == "long"
 
     with running_engine(step_seconds=1.0) as handle:
+        handle.run(look(handle.engine))
+
+
+def test_looks_go_on_with_an_engine_that_was_started_anew() -> None:
+    async def look(engine: AsyncEngine) -> None:
+        async with aclosing(long_stream(engine)) as stream:
+            await anext(stream)
+            asked = asyncio.ensure_future(engine.progress())
+            await asyncio.sleep(0)
+            os.kill(engine.pid, signal.SIGKILL)
+            with pytest.raises(EngineDeadError):
+                async for _ in stream:
+                    pass
+            await asyncio.gather(asked, return_exceptions=True)
+        await until(lambda: engine.alive, 30.0)
+        async with aclosing(long_stream(engine)) as stream:
+            await anext(stream)
+            assert len(await engine.progress()) == 1
+
+    with running_engine(step_seconds=0.002) as handle:
         handle.run(look(handle.engine))
 
 
