@@ -1,57 +1,18 @@
-"""Attention of a tile: a few neighbouring tokens of one sequence, the queries of one kv head, over
-paged caches. Each of its queries is a lane."""
-
-from typing import NamedTuple
+"""Attention of a tile over paged caches."""
 
 import numpy as np
 
-from nsa_serve.model.compiled.jit import Bytes, Floats, Indices, compiled
-from nsa_serve.model.compiled.scores import KEYS, add_values, score_keys, softmax
+from nsa_serve.model.compiled import planes
+from nsa_serve.model.compiled.jit import Floats, Indices, compiled
+from nsa_serve.model.compiled.plane_products import add_blocks, score_block, weigh
+from nsa_serve.model.compiled.runs import choose, hide, see, see_chosen
+from nsa_serve.model.compiled.scores import add_values, score_keys, softmax
 from nsa_serve.model.compiled.state import SparseRule
+from nsa_serve.model.compiled.tile import FEW, Scratch, Tile
 
 _ZERO = np.float32(0.0)
-_HIDDEN = np.float32(-np.inf)
-
-
-class Tile(NamedTuple):
-    """A tile's queries and whatever is needed to attend with them."""
-
-    group: int
-    """Queries of a token."""
-    positions: Indices
-    """[tokens], ascending"""
-    pages: Indices
-    """[W] of the sequence"""
-    head: int
-    queries: Floats
-    """[D, lanes]: token by token, query head by query head"""
-    scale: np.float32
-    """Of scores."""
-    gates: Floats
-    """[lanes, 3]"""
-    out: Floats
-    """[lanes, Dv]: receives the result"""
-
-
-class Scratch(NamedTuple):
-    """Memory that every tile of a member uses again."""
-
-    scores: Floats
-    """[entries, lanes]"""
-    shares: Floats
-    """[lanes]"""
-    branch: Floats
-    """[lanes, Dv]"""
-    runs: Indices
-    """[runs, 3]: entries [start, stop), in one page, and whether a lane does not see all of them"""
-    begins: Indices
-    """[lanes] the first entry that a lane sees"""
-    ends: Indices
-    """[runs, lanes] where a run ends for a lane that sees only part of it, or none"""
-    masses: Floats
-    """[blocks]"""
-    chosen: Bytes
-    """[blocks, tokens]"""
+_ANYTHING = 1 << 40
+"""Longer than any context."""
 
 
 @compiled
@@ -72,136 +33,90 @@ def score(k: Floats, tile: Tile, num_runs: int, scratch: Scratch) -> None:
 
 
 @compiled
-def hide(scores: Floats, start: int, begins: Indices, ends: Indices) -> None:
-    """Hide scores [entries, lanes] of the entries from `start` on that a lane does not see."""
-    count = scores.shape[0]
-    for lane in range(begins.shape[0]):
-        for i in range(min(begins[lane] - start, count)):
-            scores[i, lane] = _HIDDEN
-        for i in range(max(ends[lane] - start, 0), count):
-            scores[i, lane] = _HIDDEN
+def score_tokens(k: Floats, tile: Tile, num_runs: int, scratch: Scratch) -> None:
+    """`score` for runs of tokens, by AMX where the tile has planes: weights are tiles then."""
+    if tile.block == 1:
+        score(k, tile, num_runs, scratch)
+        return
+    scores, runs, per_page = scratch.scores, scratch.runs, k.shape[2]
+    row, stop = 0, tile.positions[tile.positions.shape[0] - 1] + 1
+    for i in range(num_runs):
+        for first in range(runs[i, 0], runs[i, 1], FEW * tile.block):
+            count = min(FEW, (runs[i, 1] - first) // tile.block)
+            k_planes, index = tile.k_planes, tile.planes_at + first // tile.block
+            if tile.planes_at < 0:
+                k_planes, index = scratch.k_planes, 0
+                keys = k[tile.pages[first // per_page], tile.head]
+                for block in range(count):
+                    at = first + block * tile.block
+                    planes.put_keys(keys, at % per_page, stop - at, k_planes, block)
+            for block in range(index, index + count):
+                score_block(tile.query_planes, k_planes, block, scores, row)
+                row += tile.block
+        if runs[i, 2]:
+            length = runs[i, 1] - runs[i, 0]
+            hide(scores[row - length : row], runs[i, 0], scratch.begins, scratch.ends[i])
+    weigh(scores, row, tile.scale, scratch.shares)
 
 
 @compiled
 def gather(v: Floats, tile: Tile, num_runs: int, which: int, scratch: Scratch) -> None:
     """out += gate · weights · the runs' entries of v [pages, kv_heads, X, Dv], for one branch."""
-    runs, branch = scratch.runs, scratch.branch
-    per_page = v.shape[2]
-    num_lanes = tile.out.shape[0]
-    for lane in range(num_lanes):
-        for c in range(branch.shape[1]):
-            branch[lane, c] = _ZERO
+    runs, per_page, num_lanes = scratch.runs, v.shape[2], tile.out.shape[0]
+    scratch.branch[:num_lanes] = _ZERO
     row = 0
     for i in range(num_runs):
         start, count = runs[i, 0], runs[i, 1] - runs[i, 0]
         values = v[tile.pages[start // per_page], tile.head]
-        add_values(scratch.scores, row, values, start % per_page, count, num_lanes, branch)
+        first = start % per_page
+        add_values(scratch.scores, row, values, first, count, num_lanes, scratch.branch)
         row += count
-    for lane in range(num_lanes):
+    add_branch(tile, which, scratch)
+
+
+@compiled
+def gather_tokens(v: Floats, tile: Tile, num_runs: int, which: int, scratch: Scratch) -> None:
+    """`gather` for runs of tokens, likewise."""
+    if tile.block == 1:
+        gather(v, tile, num_runs, which, scratch)
+        return
+    scores, branch, runs, per_page = scratch.scores, scratch.branch, scratch.runs, v.shape[2]
+    branch[:] = _ZERO
+    row, stop = 0, tile.positions[tile.positions.shape[0] - 1] + 1
+    for i in range(num_runs):
+        for first in range(runs[i, 0], runs[i, 1], FEW * tile.block):
+            count = min(FEW, (runs[i, 1] - first) // tile.block)
+            v_planes, index = tile.v_planes, tile.planes_at + first // tile.block
+            if tile.planes_at < 0:
+                v_planes, index = scratch.v_planes, 0
+                values = v[tile.pages[first // per_page], tile.head]
+                for block in range(count):
+                    at = first + block * tile.block
+                    planes.put_values(values, at % per_page, stop - at, v_planes, block)
+            add_blocks(scores, row, v_planes, index, count, branch)
+            row += count * tile.block
+    add_branch(tile, which, scratch)
+
+
+@compiled
+def add_branch(tile: Tile, which: int, scratch: Scratch) -> None:
+    """out += gate · what a branch read"""
+    branch = scratch.branch
+    for lane in range(tile.out.shape[0]):
         factor = tile.gates[lane, which] * scratch.shares[lane]
         for c in range(branch.shape[1]):
             tile.out[lane, c] += branch[lane, c] * factor
 
 
 @compiled
-def see(
-    tile: Tile, first: int, stride: int, strict: int, window: int, per_page: int, scratch: Scratch
-) -> int:
-    """Runs of all entries from `first` on that any query sees, a page each; returns how many.
-
-    A token at position p sees entries up to (p + 1 − strict) / stride, the last `window` of them
-    if it is not 0."""
-    runs, begins, ends = scratch.runs, scratch.begins, scratch.ends
-    last = tile.positions.shape[0] - 1
-    fewest = (tile.positions[0] + 1 - strict) // stride
-    most = (tile.positions[last] + 1 - strict) // stride
-    start = max(first, fewest - window) if window else first
-    all_begun = max(first, most - window) if window else first
-    num_runs = 0
-    while start < most:
-        stop = min((start // per_page + 1) * per_page, most)
-        runs[num_runs, 0], runs[num_runs, 1] = start, stop
-        runs[num_runs, 2] = start < all_begun or stop > fewest
-        start = stop
-        num_runs += 1
-    for lane in range(begins.shape[0]):
-        seen = (tile.positions[min(lane // tile.group, last)] + 1 - strict) // stride
-        begins[lane] = max(first, seen - window) if window else first
-        for i in range(num_runs):
-            if runs[i, 2]:
-                ends[i, lane] = seen
-    return num_runs
-
-
-@compiled
-def choose(rule: SparseRule, tile: Tile, token: int, num_slots: int, scratch: Scratch) -> None:
-    """Mark the blocks that a token reads; scores [num_slots − first slot, lanes] are those of the
-    slots that any token of the tile sees, so that those it does not see weigh nothing."""
-    masses, chosen, scores = scratch.masses, scratch.chosen, scratch.scores
-    position = tile.positions[token]
-    current = position // rule.select_block
-    left = rule.num_selected
-    if position < rule.dense_len or current < left:
-        chosen[: current + 1, token] = 1
-        return
-    per_block = rule.select_block // rule.compress_stride
-    overlap = rule.compress_block // rule.compress_stride - 1
-    masses[: current + 1] = _ZERO
-    for slot in range(rule.first_slot, num_slots):
-        mass = _ZERO
-        for lane in range(token * tile.group, (token + 1) * tile.group):
-            mass += scores[slot - rule.first_slot, lane] * scratch.shares[lane]
-        for back in range(min(overlap, slot) + 1):
-            block = (slot - back) // per_block
-            if block <= current:
-                masses[block] += mass
-    for block in range(current + 1):
-        if block < rule.init_blocks or block > current - rule.local_blocks:
-            chosen[block, token] = 1
-            left -= 1
-    while left > 0:
-        best = -1
-        for block in range(current + 1):
-            if chosen[block, token] == 0 and (best < 0 or masses[block] > masses[best]):
-                best = block
-        if best < 0:
-            break
-        chosen[best, token] = 1
-        left -= 1
-
-
-@compiled
-def see_chosen(rule: SparseRule, tile: Tile, scratch: Scratch) -> int:
-    """Runs of the blocks that any token of the tile chose, ascending; returns how many."""
-    runs, ends, chosen = scratch.runs, scratch.ends, scratch.chosen
-    last = tile.positions.shape[0] - 1
-    num_runs = 0
-    scratch.begins[:] = 0
-    for block in range(tile.positions[last] // rule.select_block + 1):
-        wanted = False
-        for token in range(last + 1):
-            wanted = wanted or chosen[block, token] != 0
-        if not wanted:
-            continue
-        start = block * rule.select_block
-        stop = min(start + rule.select_block, tile.positions[last] + 1)
-        runs[num_runs, 0], runs[num_runs, 1], runs[num_runs, 2] = start, stop, 0
-        for lane in range(ends.shape[1]):
-            token = min(lane // tile.group, last)
-            end = tile.positions[token] + 1 if chosen[block, token] else 0
-            ends[num_runs, lane] = end
-            if end < stop:
-                runs[num_runs, 2] = 1
-        num_runs += 1
-    return num_runs
-
-
-@compiled
-def attend_densely(tile: Tile, k: Floats, v: Floats, scratch: Scratch) -> None:
-    """To everything up to each token."""
-    num_runs = see(tile, 0, 1, 0, 0, k.shape[2], scratch)
-    score(k, tile, num_runs, scratch)
-    gather(v, tile, num_runs, 1, scratch)
+def attend_to_all(
+    tile: Tile, k: Floats, v: Floats, window: int, which: int, scratch: Scratch
+) -> None:
+    """To everything up to each token, or the last `window` of it, as branch `which`."""
+    per_page = k.shape[2] if tile.planes_at < 0 else _ANYTHING
+    num_runs = see(tile, 0, 1, 0, window, per_page, tile.block, scratch)
+    score_tokens(k, tile, num_runs, scratch)
+    gather_tokens(v, tile, num_runs, which, scratch)
 
 
 @compiled
@@ -214,9 +129,8 @@ def attend_sparsely(
     current = last // rule.select_block
     selects = rule.use_selected and last >= rule.dense_len and current >= rule.num_selected
     if rule.use_compressed or selects:
-        num_runs = see(
-            tile, rule.first_slot, rule.compress_stride, rule.strict, 0, k_slots.shape[2], scratch
-        )
+        stride, per_page = rule.compress_stride, k_slots.shape[2]
+        num_runs = see(tile, rule.first_slot, stride, rule.strict, 0, per_page, 1, scratch)
         score(k_slots, tile, num_runs, scratch)
         if rule.use_compressed:
             gather(v_slots, tile, num_runs, 0, scratch)
@@ -226,14 +140,12 @@ def attend_sparsely(
         for token in range(tile.positions.shape[0]):
             choose(rule, tile, token, num_slots, scratch)
         num_runs = see_chosen(rule, tile, scratch)
-        score(k, tile, num_runs, scratch)
-        gather(v, tile, num_runs, 1, scratch)
+        score_tokens(k, tile, num_runs, scratch)
+        gather_tokens(v, tile, num_runs, 1, scratch)
     elif rule.use_selected:
-        attend_densely(tile, k, v, scratch)
+        attend_to_all(tile, k, v, 0, 1, scratch)
     if rule.use_window:
-        num_runs = see(tile, 0, 1, 0, rule.window, k.shape[2], scratch)
-        score(k, tile, num_runs, scratch)
-        gather(v, tile, num_runs, 2, scratch)
+        attend_to_all(tile, k, v, rule.window, 2, scratch)
 
 
 @compiled
@@ -252,19 +164,3 @@ def complete_slot(
             out[d] += values[d]
     for d in range(out.shape[0]):
         out[d] = out[d] / np.float32(block)
-
-
-@compiled
-def make_scratch(num_lanes: int, value_dim: int, entries: int, piece: int) -> Scratch:
-    """For contexts of so many entries; `piece` is the smallest length of a run."""
-    pieces = entries // piece + 2
-    return Scratch(
-        scores=np.empty((entries + KEYS, num_lanes), np.float32),
-        shares=np.empty(num_lanes, np.float32),
-        branch=np.empty((num_lanes, value_dim), np.float32),
-        runs=np.empty((pieces, 3), np.int64),
-        begins=np.empty(num_lanes, np.int64),
-        ends=np.empty((pieces, num_lanes), np.int64),
-        masses=np.empty(pieces, np.float32),
-        chosen=np.empty((pieces, num_lanes), np.int8),
-    )

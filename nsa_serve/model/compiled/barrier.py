@@ -1,8 +1,7 @@
-"""A barrier for threads in compiled code, and arrays at addresses."""
+"""A barrier for threads in compiled code."""
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -47,23 +46,3 @@ def _write_read(code: Code, counter: Any) -> Any:
 @intrinsic
 def _give_way(typing_context: Any) -> Any:
     return types.void(), writes(lambda code: code.call("sched_yield", I32) and None)
-
-
-@intrinsic
-def array_at(typing_context: Any, address: Any, like: Any) -> Any:
-    """The array that starts at an address and is shaped as `like`."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        make = context.make_array(signature.args[1])
-        given, made = make(context, builder, args[1]), make(context, builder)
-        context.populate_array(
-            made,
-            data=builder.inttoptr(args[0], given.data.type),
-            shape=given.shape,
-            strides=given.strides,
-            itemsize=given.itemsize,
-            meminfo=None,
-        )
-        return made._getvalue()
-
-    return like(types.int64, like), codegen

@@ -2,18 +2,14 @@
 
 import numpy as np
 
-from nsa_serve.model.compiled.attention import (
-    Scratch,
-    Tile,
-    attend_densely,
-    attend_sparsely,
-    complete_slot,
-    make_scratch,
-)
-from nsa_serve.model.compiled.barrier import array_at, wait_for_all
-from nsa_serve.model.compiled.jit import Floats, compiled
+from nsa_serve.model.compiled import planes
+from nsa_serve.model.compiled.arrays import array_at, borrowed, kept_until_here
+from nsa_serve.model.compiled.attention import attend_sparsely, attend_to_all, complete_slot
+from nsa_serve.model.compiled.barrier import wait_for_all
+from nsa_serve.model.compiled.jit import Bytes, Floats, compiled
 from nsa_serve.model.compiled.rows import rotate, sigmoid
 from nsa_serve.model.compiled.state import Caches, Rows, Shared, Sizes, SparseRule
+from nsa_serve.model.compiled.tile import Scratch, Tile, make_scratch
 from nsa_serve.model.compiled.vectors import LANES
 
 _ZERO = np.float32(0.0)
@@ -25,7 +21,8 @@ def scratch_for(sizes: Sizes, rule: SparseRule, caches: Caches, rows: Rows) -> S
     entries = 0
     for row in range(len(rows.positions)):
         entries = max(entries, rows.positions[row] + 1)
-    return make_scratch(LANES, sizes.value_dim, entries, min(caches.k.shape[2], rule.select_block))
+    piece = min(caches.k.shape[2], rule.select_block)
+    return make_scratch(LANES, sizes.head_dim, sizes.value_dim, entries, piece)
 
 
 @compiled
@@ -49,21 +46,28 @@ def attend(
     if sizes.sparse:
         for pair in range(member, num_pairs, team):
             compress(pair // kv_heads, pair % kv_heads, rule, rows, k, v, k_slots, v_slots)
-        if rows.in_order:
-            met += team
-            wait_for_all(shared.counter, met)
-    queries = np.zeros((sizes.head_dim, LANES), np.float32)
-    gates = np.empty((LANES, 3), np.float32)
-    out = np.empty((LANES, sizes.value_dim), np.float32)
+    for block in range(member, len(rows.blocks), team):
+        put_planes(block, kv_heads, rows, k, v, shared)
+    if rows.in_order:
+        met += team
+        wait_for_all(shared.counter, met)
+    memory = (
+        np.zeros((sizes.head_dim, LANES), np.float32),
+        np.empty(planes.num_bytes(sizes.head_dim) // 2, np.int8),
+        np.empty((LANES, 3), np.float32),
+        np.empty((LANES, sizes.value_dim), np.float32),
+    )
+    queries, query_planes, gates, out = borrowed(memory)
     for pair in range(member, num_pairs, team):
         index, head = pair // kv_heads, pair % kv_heads
-        tile = make_tile(index, head, sizes, rows, shared.qkv, queries, gates, out)
+        tile = make_tile(index, head, sizes, rows, shared, queries, query_planes, gates, out)
         tile.out[:] = _ZERO
         if sizes.sparse:
             attend_sparsely(rule, tile, k, v, k_slots, v_slots, scratch)
         else:
-            attend_densely(tile, k, v, scratch)
+            attend_to_all(tile, k, v, 0, 1, scratch)
         put_back(tile, rows.tiles[index, 0], sizes, shared.attended)
+    kept_until_here(memory)
     met += team
     wait_for_all(shared.counter, met)
     return met
@@ -119,11 +123,22 @@ def compress(
 
 
 @compiled
+def put_planes(block: int, kv_heads: int, rows: Rows, k: Floats, v: Floats, shared: Shared) -> None:
+    """A block's keys and values of all heads as planes."""
+    sequence, first, count = rows.blocks[block]
+    page, place = rows.pages[sequence, first // k.shape[2]], first % k.shape[2]
+    for head in range(kv_heads):
+        planes.put_keys(k[page, head], place, count, shared.k_planes[head], block)
+        planes.put_values(v[page, head], place, count, shared.v_planes[head], block)
+
+
+@compiled
 def make_tile(
-    index: int, head: int, sizes: Sizes, rows: Rows, qkv: Floats,
-    queries: Floats, gates: Floats, out: Floats,
+    index: int, head: int, sizes: Sizes, rows: Rows, shared: Shared, queries: Floats,
+    query_planes: Bytes, gates: Floats, out: Floats,
 ) -> Tile:  # fmt: skip
     """A tile's queries, rotated, and gates, in memory given."""
+    qkv, sequence = shared.qkv, rows.tiles[index, 2]
     dim, group = sizes.head_dim, sizes.num_heads // sizes.num_kv_heads
     gates_at = (sizes.num_heads + sizes.num_kv_heads) * dim + sizes.num_kv_heads * sizes.value_dim
     first, count = rows.tiles[index, 0], rows.tiles[index, 1]
@@ -142,15 +157,22 @@ def make_tile(
             gates[lane, i] = sizes.gates[i]
             if sizes.num_gates:
                 gates[lane, i] = sigmoid(qkv[row, gates_at + triple * 3 + i])
+    if sizes.by_tiles:
+        planes.put_queries(queries, query_planes)
     return Tile(
         group=group,
         positions=rows.positions[first : first + count],
-        pages=rows.pages[rows.tiles[index, 2]],
+        pages=rows.pages[sequence],
         head=head,
         queries=queries,
         scale=np.float32(sizes.scale),
         gates=gates,
         out=out[: group * count],
+        block=planes.BLOCK if sizes.by_tiles else 1,
+        query_planes=query_planes,
+        k_planes=shared.k_planes[head],
+        v_planes=shared.v_planes[head],
+        planes_at=rows.blocks_at[sequence],
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from nsa_serve.model import fused
+from nsa_serve.model.compiled.arrays import borrowed, kept_until_here
 from nsa_serve.model.compiled.barrier import wait_for_all
 from nsa_serve.model.compiled.heads import attend, scratch_for
 from nsa_serve.model.compiled.jit import OPTIONS, Floats, compiled
@@ -41,18 +42,23 @@ def make_step(version: str) -> Any:
     ) -> None:  # fmt: skip
         """One step. Every member calls it with the same arguments but its own number."""
         assert version
+        weights, caches = borrowed(weights), borrowed(caches)
+        rows, shared = borrowed(rows), borrowed(shared)
         x, qkv, attended, inner = rows.x, shared.qkv, shared.attended, shared.inner
         count, hidden = x.shape
         apart = count >= MANY_ROWS * team
         first, last = share(count, member, team) if apart else (0, count)
         part = min(PART, last - first) if apart else count
-        narrow = empty_rows(part, hidden)
-        middle = empty_rows(part, attended.shape[1])
-        wide = empty_rows(part, inner.shape[1])
-        magnitudes = np.empty(part, np.float32)
-        normed = np.empty(hidden, np.float32)
+        memory = (
+            empty_rows(part, hidden),
+            empty_rows(part, attended.shape[1]),
+            empty_rows(part, inner.shape[1]),
+            np.empty(part, np.float32),
+            np.empty(hidden, np.float32),
+            scratch_for(sizes, rule, caches, rows),
+        )
+        narrow, middle, wide, magnitudes, normed, scratch = borrowed(memory)
         eps, counter, met = np.float32(sizes.eps), shared.counter, shared.met
-        scratch = scratch_for(sizes, rule, caches, rows)
         mine = 0 if apart else member
         everyone = 1 if apart else team
         start()
@@ -89,6 +95,7 @@ def make_step(version: str) -> Any:
         for row in range(first, last):
             if apart or row % team == member:
                 rms_norm(x[row], weights.norms[2 * sizes.num_layers], eps, rows.hidden[row])
+        kept_until_here(memory)
         wait_for_all(counter, met + team)
 
     return fused.kept(step, **OPTIONS)

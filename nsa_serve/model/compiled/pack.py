@@ -8,15 +8,17 @@ from torch import Tensor, nn
 
 from nsa_kernels.cache import LayerCache
 from nsa_serve.model.attention import Attention
+from nsa_serve.model.compiled import planes
 from nsa_serve.model.compiled.products import OUTPUTS, Product, pack
 from nsa_serve.model.compiled.state import Caches, Sizes, SparseRule, Weights
 from nsa_serve.model.decoder import MLP, Decoder, Layer
 from nsa_serve.model.int8 import Int8Linear
 
 
-def sizes_of(decoder: Decoder) -> Sizes:
-    """The model's."""
+def sizes_of(decoder: Decoder, page_size: int) -> Sizes:
+    """The model's, over pages of so many tokens."""
     config = decoder.config
+    blocks = [page_size] if config.nsa is None else [page_size, config.nsa.select_block]
     triples = 0
     if config.nsa is not None and config.nsa.gate != "none":
         scopes = {"head": config.num_heads, "group": config.num_kv_heads, "shared": 1}
@@ -33,6 +35,9 @@ def sizes_of(decoder: Decoder) -> Sizes:
         eps=config.rms_norm_eps,
         scale=decoder.attentions[0].scale,
         sparse=config.nsa is not None,
+        by_tiles=planes.USES_TILES
+        and config.head_dim % planes.DIM == 0
+        and all(size % planes.BLOCK == 0 for size in blocks),
     )
 
 

@@ -79,16 +79,8 @@ def softmax(typing_context: Any, scores: Any, count: Any, scale: Any, shares: An
 def _softmax(code: Code, _scores: Any, count: Any, scale: Any, _shares: Any) -> None:
     builder, scale = code.builder, code.spread(scale)
     scores = code.data(0)
-    lowest, zero = constant(FLOATS, float("-inf")), constant(FLOATS, 0.0)
-    largest, total = code.variables([lowest, zero])
-
-    def find(index: Any) -> None:
-        score = code.load(code.at(scores, builder.mul(index, I64(_LINE))))
-        builder.store(code.larger(builder.load(largest), score), largest)
-
-    code.loop(count, find)
-    shift = builder.load(largest)
-    shift = builder.select(builder.fcmp_unordered("==", shift, lowest), zero, shift)
+    shift = largest(code, scores, count)
+    (total,) = code.variables([constant(FLOATS, 0.0)])
 
     def weigh(index: Any) -> None:
         place = code.at(scores, builder.mul(index, I64(_LINE)))
@@ -97,10 +89,30 @@ def _softmax(code: Code, _scores: Any, count: Any, scale: Any, _shares: Any) -> 
         builder.store(builder.fadd(builder.load(total), weight), total)
 
     code.loop(count, weigh)
-    sums = builder.load(total)
-    share = builder.fdiv(constant(FLOATS, 1.0), sums)
-    empty = builder.fcmp_ordered("==", sums, zero)
-    code.store(builder.select(empty, zero, share), code.data(3))
+    store_shares(code, builder.load(total), code.data(3))
+
+
+def largest(code: Code, scores: Any, count: Any) -> Any:
+    """Of each lane of `count` vectors; 0 where all are −∞."""
+    builder, lowest = code.builder, constant(FLOATS, float("-inf"))
+    (found,) = code.variables([lowest])
+
+    def find(index: Any) -> None:
+        score = code.load(code.at(scores, builder.mul(index, I64(_LINE))))
+        builder.store(code.larger(builder.load(found), score), found)
+
+    code.loop(count, find)
+    value = builder.load(found)
+    none = builder.fcmp_unordered("==", value, lowest)
+    return builder.select(none, constant(FLOATS, 0.0), value)
+
+
+def store_shares(code: Code, sums: Any, shares: Any) -> None:
+    """One over each lane's sum of weights, or 0."""
+    zero = constant(FLOATS, 0.0)
+    share = code.builder.fdiv(constant(FLOATS, 1.0), sums)
+    empty = code.builder.fcmp_ordered("==", sums, zero)
+    code.store(code.builder.select(empty, zero, share), shares)
 
 
 @intrinsic

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from nsa_serve.model.compiled.jit import Floats, Indices
+from nsa_serve.model.compiled.jit import Bytes, Floats, Indices
 from nsa_serve.model.compiled.products import Product
 
 
@@ -25,6 +25,8 @@ class Sizes(NamedTuple):
     """Of attention's scores."""
     sparse: bool
     """Whether layers are NSA."""
+    by_tiles: bool
+    """Whether tokens are attended by AMX."""
 
 
 class SparseRule(NamedTuple):
@@ -77,6 +79,11 @@ class Rows(NamedTuple):
     tiles: Indices
     """[tiles, 3]: rows of one sequence that are attended together: the first row, how many, and
     the row of `pages`"""
+    blocks: Indices
+    """[blocks, 3]: the keys and values that many tiles read and that are made planes of once: the
+    row of `pages`, the first entry and how many"""
+    blocks_at: Indices
+    """[sequences]: where a sequence's blocks begin in `blocks`, or -1"""
     in_order: int
     """Whether rows need the keys of others, as those of a chunk do."""
     pages: Indices
@@ -100,3 +107,6 @@ class Shared(NamedTuple):
     attended: Floats
     inner: Floats
     """[T, …] what products and attention make"""
+    k_planes: Bytes
+    v_planes: Bytes
+    """[kv_heads, blocks, bytes]"""

@@ -12,7 +12,7 @@ from nsa_kernels.cache import LayerCache
 from nsa_kernels.metadata import AttentionMetadata
 from nsa_serve.config import ModelConfig, NSAConfig
 from nsa_serve.model import fused
-from nsa_serve.model.compiled import loop, pack
+from nsa_serve.model.compiled import loop, pack, planes
 from nsa_serve.model.compiled.products import MAX_TERMS, TERMS, USES_AMX
 from nsa_serve.model.compiled.state import Rows, Shared
 from nsa_serve.model.compiled.team import Team
@@ -76,13 +76,18 @@ class Steps:
     def __init__(self, decoder: Decoder, caches: list[LayerCache], num_threads: int) -> None:
         self._decoder = decoder
         self._team = Team(num_threads)
-        self._sizes = pack.sizes_of(decoder)
+        self._sizes = pack.sizes_of(decoder, caches[0].k.shape[2])
         self._rule = pack.rule_of(decoder)
         self._weights, self._head = pack.weights_of(decoder), pack.head_of(decoder)
         self._caches = pack.caches_of(caches)
         self._counter = np.zeros(1, np.int64)
         self._tile = LANES // (self._sizes.num_heads // self._sizes.num_kv_heads)
         self._run, self._run_head = loop.make_step(version()), loop.make_head(version())
+
+    @property
+    def by_tiles(self) -> bool:
+        """Whether tokens are attended by AMX."""
+        return self._sizes.by_tiles
 
     def takes(self, meta: AttentionMetadata) -> bool:
         """Whether it computes such a step, and no slower than the decoder itself."""
@@ -94,10 +99,17 @@ class Steps:
         count = len(token_ids)
         rotation = decoder.rope.at(positions, torch.float32)
         tiles, pages = _tiles(meta, self._tile)
+        blocks, blocks_at = self._blocks(meta, len(pages))
+        heads, dims = config.num_kv_heads, (config.head_dim, config.value_dim)
+        k_planes, v_planes = (
+            np.empty((heads, len(blocks), 4 * planes.BLOCK * dim), np.int8) for dim in dims
+        )
         hidden = _empty(count, config.hidden_size)
         rows = Rows(
             positions=np.ascontiguousarray(positions.numpy()),
             tiles=tiles,
+            blocks=blocks,
+            blocks_at=blocks_at,
             in_order=int(bool(meta.chunks)),
             pages=pages,
             rotations=torch.cat([rotation.cos, rotation.sin], 1)
@@ -113,17 +125,34 @@ class Steps:
             qkv=_empty(count, self._weights.qkv.scale_bias.shape[2]),
             attended=_empty(count, config.num_heads * config.value_dim),
             inner=_empty(count, config.intermediate_size),
+            k_planes=k_planes,
+            v_planes=v_planes,
         )
         self._team.run(
             self._run, self._sizes, self._rule, self._weights, self._caches, rows, shared
         )
         return torch.from_numpy(hidden)
 
+    def _blocks(self, meta: AttentionMetadata, num_sequences: int) -> tuple[Any, Any]:
+        """`Rows.blocks` and `Rows.blocks_at`: the contexts of chunks of more than a tile."""
+        blocks: list[tuple[int, int, int]] = []
+        at = np.full(num_sequences, -1, np.int64)
+        for i, chunk in enumerate(meta.chunks, num_sequences - len(meta.chunks)):
+            if self._sizes.by_tiles and chunk.num_queries > self._tile:
+                at[i] = len(blocks)
+                end = chunk.first_position + chunk.num_queries
+                firsts = range(0, end, planes.BLOCK)
+                blocks += [(i, first, min(planes.BLOCK, end - first)) for first in firsts]
+        return np.array(blocks, np.int64).reshape(-1, 3), at
+
     def logits(self, hidden: Tensor, /) -> Tensor:
         """[N, hidden] → [N, vocab] float32"""
         head, nothing = self._head, _empty(0, 0)
         logits = _empty(len(hidden), head.scale_bias.shape[2])
-        shared = Shared(self._counter, int(self._counter[0]), nothing, nothing, nothing)
+        no_planes = np.empty((0, 0, 0), np.int8)
+        shared = Shared(
+            self._counter, int(self._counter[0]), nothing, nothing, nothing, no_planes, no_planes
+        )
         given = np.ascontiguousarray(hidden.numpy())
         self._team.run(self._run_head, head, given, logits, shared)
         return torch.from_numpy(logits)[:, : self._decoder.config.vocab_size]
