@@ -32,11 +32,11 @@ _MAX_OTHER_BYTES = 64 << 10
 
 
 def batch_worker(request: Request) -> BatchWorker:
-    """What works through this server's batches; a 503 where it has none."""
+    """What works through this server's batches; a 404 where it has none."""
     worker: BatchWorker | None = request.app.state.batches
     if worker is None:
         text = "This server keeps no files: it was started without a batch folder"
-        raise ApiError(503, text, code="batches_off")
+        raise ApiError(404, text, code="batches_off")
     return worker
 
 
