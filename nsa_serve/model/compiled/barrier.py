@@ -1,4 +1,4 @@
-"""A barrier for threads in compiled code."""
+"""What keeps threads in compiled code together: a barrier, and work taken piece by piece."""
 
 from typing import Any
 
@@ -21,6 +21,18 @@ def wait_for_all(counter: Indices, target: int) -> None:
         spins += 1
         if spins > _SPINS:
             _give_way()
+
+
+@intrinsic
+def take(typing_context: Any, taken: Any, index: Any) -> Any:
+    """The number of the next piece of a phase of the work: taken[index], which grows by one."""
+    return types.int64(taken, types.int64), writes(_write_take)
+
+
+def _write_take(code: Code, taken: Any, index: Any) -> Any:
+    place = code.at(code.data(0), code.builder.mul(index, I64(8)))
+    place = code.builder.bitcast(place, I64.as_pointer())
+    return code.builder.atomic_rmw("add", place, I64(1), "seq_cst")
 
 
 @intrinsic

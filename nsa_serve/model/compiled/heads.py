@@ -3,9 +3,9 @@
 import numpy as np
 
 from nsa_serve.model.compiled import planes
-from nsa_serve.model.compiled.arrays import array_at, borrowed, kept_until_here
+from nsa_serve.model.compiled.arrays import array_at
 from nsa_serve.model.compiled.attention import attend_sparsely, attend_to_all, complete_slot
-from nsa_serve.model.compiled.barrier import wait_for_all
+from nsa_serve.model.compiled.barrier import take, wait_for_all
 from nsa_serve.model.compiled.jit import Bytes, Floats, compiled
 from nsa_serve.model.compiled.rows import rotate, sigmoid
 from nsa_serve.model.compiled.state import Caches, Rows, Shared, Sizes, SparseRule
@@ -51,14 +51,12 @@ def attend(
     if rows.in_order:
         met += team
         wait_for_all(shared.counter, met)
-    memory = (
-        np.zeros((sizes.head_dim, LANES), np.float32),
-        np.empty(planes.num_bytes(sizes.head_dim) // 2, np.int8),
-        np.empty((LANES, 3), np.float32),
-        np.empty((LANES, sizes.value_dim), np.float32),
-    )
-    queries, query_planes, gates, out = borrowed(memory)
-    for pair in range(member, num_pairs, team):
+    queries = np.zeros((sizes.head_dim, LANES), np.float32)
+    query_planes = np.empty(planes.num_bytes(sizes.head_dim) // 2, np.int8)
+    gates = np.empty((LANES, 3), np.float32)
+    out = np.empty((LANES, sizes.value_dim), np.float32)
+    pair = take(shared.taken, 3 * layer + 1) if rows.in_order else member
+    while pair < num_pairs:
         index, head = pair // kv_heads, pair % kv_heads
         tile = make_tile(index, head, sizes, rows, shared, queries, query_planes, gates, out)
         tile.out[:] = _ZERO
@@ -67,7 +65,7 @@ def attend(
         else:
             attend_to_all(tile, k, v, 0, 1, scratch)
         put_back(tile, rows.tiles[index, 0], sizes, shared.attended)
-    kept_until_here(memory)
+        pair = take(shared.taken, 3 * layer + 1) if rows.in_order else pair + team
     met += team
     wait_for_all(shared.counter, met)
     return met

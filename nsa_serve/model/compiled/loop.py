@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from nsa_serve.model import fused
-from nsa_serve.model.compiled.arrays import borrowed, kept_until_here
-from nsa_serve.model.compiled.barrier import wait_for_all
+from nsa_serve.model.compiled.barrier import take, wait_for_all
 from nsa_serve.model.compiled.heads import attend, scratch_for
 from nsa_serve.model.compiled.jit import OPTIONS, Floats, compiled
 from nsa_serve.model.compiled.products import (
@@ -25,10 +24,11 @@ from nsa_serve.model.compiled.rows import rms_norm
 from nsa_serve.model.compiled.state import Caches, Rows, Shared, Sizes, SparseRule, Weights
 
 MANY_ROWS = 64
-"""From so many rows per member on, each member computes rows of its own, all outputs of them;
-below, each computes outputs of its own, for all rows, so that weights are read once."""
-PART = 128
-"""Rows that go through a product together, few enough for the caches of a core."""
+"""From so many rows per member on, members take parts of the rows, all outputs of them, one part
+after the other, so that a slow core takes fewer; below, each computes outputs of its own, for all
+rows, so that weights are read once."""
+PART = 64
+"""Rows of a part."""
 
 
 @cache
@@ -42,37 +42,34 @@ def make_step(version: str) -> Any:
     ) -> None:  # fmt: skip
         """One step. Every member calls it with the same arguments but its own number."""
         assert version
-        weights, caches = borrowed(weights), borrowed(caches)
-        rows, shared = borrowed(rows), borrowed(shared)
         x, qkv, attended, inner = rows.x, shared.qkv, shared.attended, shared.inner
         count, hidden = x.shape
         apart = count >= MANY_ROWS * team
-        first, last = share(count, member, team) if apart else (0, count)
-        part = min(PART, last - first) if apart else count
-        memory = (
-            empty_rows(part, hidden),
-            empty_rows(part, attended.shape[1]),
-            empty_rows(part, inner.shape[1]),
-            np.empty(part, np.float32),
-            np.empty(hidden, np.float32),
-            scratch_for(sizes, rule, caches, rows),
-        )
-        narrow, middle, wide, magnitudes, normed, scratch = borrowed(memory)
-        eps, counter, met = np.float32(sizes.eps), shared.counter, shared.met
+        part = PART if apart else count
+        narrow = empty_rows(part, hidden)
+        middle = empty_rows(part, attended.shape[1])
+        wide = empty_rows(part, inner.shape[1])
+        magnitudes = np.empty(part, np.float32)
+        normed = np.empty(hidden, np.float32)
+        scratch = scratch_for(sizes, rule, caches, rows)
+        eps, counter, taken, met = np.float32(sizes.eps), shared.counter, shared.taken, shared.met
         mine = 0 if apart else member
         everyone = 1 if apart else team
         start()
         for layer in range(sizes.num_layers):
-            for at in range(first, last, part):
-                own = slice(at, min(at + part, last))
+            at = part * take(taken, 3 * layer) if apart else 0
+            while at < count:
+                own = slice(at, min(at + part, count))
                 norm_rows(x[own], weights.norms[2 * layer], eps, normed, narrow, magnitudes)
                 begin, end = share(qkv.shape[1] // OUTPUTS, mine, everyone)
                 multiply(weights.qkv, layer, narrow, magnitudes, begin, end, qkv[own])
+                at = part * take(taken, 3 * layer) if apart else count
             met += team
             wait_for_all(counter, met)
             met = attend(member, team, layer, sizes, rule, caches, rows, shared, scratch, met)
-            for at in range(first, last, part):
-                own = slice(at, min(at + part, last))
+            at = part * take(taken, 3 * layer + 2) if apart else 0
+            while at < count:
+                own = slice(at, min(at + part, count))
                 round_rows(attended[own], middle, magnitudes)
                 begin, end = share(hidden // OUTPUTS, mine, everyone)
                 multiply_add(weights.output, layer, middle, magnitudes, begin, end, x[own])
@@ -88,14 +85,12 @@ def make_step(version: str) -> Any:
                 round_rows(inner[own], wide, magnitudes)
                 begin, end = share(hidden // OUTPUTS, mine, everyone)
                 multiply_add(weights.down, layer, wide, magnitudes, begin, end, x[own])
-                if not apart:
-                    met += team
-                    wait_for_all(counter, met)
+                at = part * take(taken, 3 * layer + 2) if apart else count
+            met += team
+            wait_for_all(counter, met)
         stop()
-        for row in range(first, last):
-            if apart or row % team == member:
-                rms_norm(x[row], weights.norms[2 * sizes.num_layers], eps, rows.hidden[row])
-        kept_until_here(memory)
+        for row in range(member, count, team):
+            rms_norm(x[row], weights.norms[2 * sizes.num_layers], eps, rows.hidden[row])
         wait_for_all(counter, met + team)
 
     return fused.kept(step, **OPTIONS)

@@ -103,6 +103,9 @@ class Shared(NamedTuple):
     """[1] how often anyone has met anyone; it only grows"""
     met: int
     """The counter at the start of the step."""
+    taken: Indices
+    """[3 · layers]: how many pieces of a phase are taken, zero at first: parts of the rows before
+    attention, tiles, parts of the rows behind it"""
     qkv: Floats
     attended: Floats
     inner: Floats

@@ -122,6 +122,7 @@ class Steps:
         shared = Shared(
             counter=self._counter,
             met=int(self._counter[0]),
+            taken=np.zeros(3 * config.num_layers, np.int64),
             qkv=_empty(count, self._weights.qkv.scale_bias.shape[2]),
             attended=_empty(count, config.num_heads * config.value_dim),
             inner=_empty(count, config.intermediate_size),
@@ -150,9 +151,9 @@ class Steps:
         head, nothing = self._head, _empty(0, 0)
         logits = _empty(len(hidden), head.scale_bias.shape[2])
         no_planes = np.empty((0, 0, 0), np.int8)
-        shared = Shared(
-            self._counter, int(self._counter[0]), nothing, nothing, nothing, no_planes, no_planes
-        )
+        met, taken = int(self._counter[0]), np.empty(0, np.int64)
+        nothings = (nothing, nothing, nothing, no_planes, no_planes)
+        shared = Shared(self._counter, met, taken, *nothings)
         given = np.ascontiguousarray(hidden.numpy())
         self._team.run(self._run_head, head, given, logits, shared)
         return torch.from_numpy(logits)[:, : self._decoder.config.vocab_size]
