@@ -1,11 +1,13 @@
 # `make serve` and `make test` do all the set-up themselves. Variables: PYTHON (3.11 or newer),
-# HOST, PORT, ARGS (more flags for serve), TORCH_INDEX_URL (where CPU builds of torch come from).
+# HOST, PORT, ARGS (more flags for serve), WORKERS (processes that run tests), TORCH_INDEX_URL (where
+# CPU builds of torch come from).
 
 VENV := .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: serve test test-slow lint check bench-cpu bench-gpu perplexity clean help
 
@@ -13,7 +15,7 @@ serve: $(VENV)/.serve ## set up everything and serve the built-in model on 127.0
 	$(BIN)/nsa-serve serve --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.test ## set up everything and run the tests (minutes)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.test ## run the long tests too
 	$(BIN)/python -m pytest -m "slow or not slow" --timeout 3600
@@ -46,6 +48,7 @@ $(VENV)/.torch: $(VENV)/.python scripts/install_torch.py
 $(VENV)/.serve: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cpu]'
 	$(BIN)/python -m nsa_serve.model.loading.built_in
+	$(BIN)/python -m nsa_serve.engine.set_up
 	touch $@
 
 $(VENV)/.test: $(VENV)/.serve

@@ -1,4 +1,4 @@
-"""What a first start would take long for, done at set-up."""
+"""What a first start would take long for, done at set-up: `python -m nsa_serve.engine.set_up`."""
 
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.load_model import choose_device, load_model_runner
@@ -24,3 +24,7 @@ def compile_for_this_cpu(progress: Progress = show_on_stderr) -> None:
         load_model_runner(EngineConfig(device="cpu", max_model_len=1024, cpu_cache_gib=0.25))
     if begun:
         progress(_WHAT, 1.0)
+
+
+if __name__ == "__main__":
+    compile_for_this_cpu()

@@ -80,12 +80,9 @@ def _make(folder: Path, progress: Progress) -> None:
 
 
 def main() -> int:
-    """Make sure that the built-in model is there and ready to serve, and print its folder."""
+    """Make sure that the built-in model is there, and print its folder."""
     try:
-        print(ensure_built_in(), flush=True)
-        from nsa_serve.engine.set_up import compile_for_this_cpu
-
-        compile_for_this_cpu()
+        print(ensure_built_in())
     except NsaServeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
