@@ -10,6 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+_MOST = 20_000
+"""Bytes by which the output grows between kills, at most."""
+
 
 def killed_runs(source: Path, target: Path, num_kills: int) -> list[int]:
     """Sizes of the output after each kill; every line it held then was whole."""
@@ -23,7 +26,8 @@ def killed_runs(source: Path, target: Path, num_kills: int) -> list[int]:
     return msgspec.json.decode(done.stdout, type=list[int])
 
 
-def _kill_one(source: Path, target: Path, seconds: float) -> int:
+def _kill_one(source: Path, target: Path, growth: int) -> int:
+    """Killed once the output is longer by `growth` bytes, or a moment later."""
     from tests.support.batches import KnownEngine, run
 
     if not (pid := os.fork()):
@@ -33,9 +37,15 @@ def _kill_one(source: Path, target: Path, seconds: float) -> int:
             status = 0
         finally:
             os._exit(status)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
+    enough, status = _size(target) + growth, -1
+    while status < 0 and _size(target) < enough:
+        time.sleep(0.002)
+        ended, found = os.waitpid(pid, os.WNOHANG)
+        status = found if ended else -1
+    if status < 0:
+        time.sleep(random.uniform(0.0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
     assert status in (0, signal.SIGKILL), status
     written = target.read_bytes() if target.exists() else b""
     for text in written.split(b"\n")[:-1]:
@@ -43,10 +53,14 @@ def _kill_one(source: Path, target: Path, seconds: float) -> int:
     return len(written)
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def main() -> None:
     """Source, target and number of kills as arguments; the sizes as JSON on standard output."""
     source, target = map(Path, sys.argv[1:3])
-    sizes = [_kill_one(source, target, random.uniform(0.0, 0.15)) for _ in range(int(sys.argv[3]))]
+    sizes = [_kill_one(source, target, random.randrange(_MOST)) for _ in range(int(sys.argv[3]))]
     print(msgspec.json.encode(sizes).decode())
 
 

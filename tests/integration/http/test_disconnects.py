@@ -1,4 +1,4 @@
-"""Clients that leave at any byte, of their request or of the answer: how soon their work is gone."""
+"""Clients that leave at any byte, of a request or of its answer: how soon their work is gone."""
 
 import json
 import random
