@@ -21,6 +21,7 @@ from nsa_serve.bench.results import (
     Throughput,
 )
 from nsa_serve.config import EngineConfig
+from nsa_serve.engine.compile_ahead import triton_cache
 from nsa_serve.engine.core import EngineCore
 from nsa_serve.engine.load import load_runner
 from nsa_serve.engine.messages import AddSequence, SequenceOutput
@@ -215,7 +216,7 @@ def process_age() -> float:
 
 def kernels_cached() -> bool:
     """Whether Triton's folder of compiled kernels holds any."""
-    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    folder = triton_cache()
     return folder.is_dir() and any(folder.iterdir())
 
 

@@ -108,8 +108,12 @@ def note_of(config: EngineConfig) -> Path:
             said.update(version(package).encode())
     for path in sorted(_sources()):
         said.update(f"{path} {path.stat().st_mtime_ns}".encode())
-    folder = os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache"
-    return Path(folder, f"nsa-serve-{said.hexdigest()[:32]}")
+    return triton_cache() / f"nsa-serve-{said.hexdigest()[:32]}"
+
+
+def triton_cache() -> Path:
+    """Triton's folder of compiled kernels, which may not exist yet. Imports no Triton."""
+    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
 def _sources() -> Iterator[Path]:
