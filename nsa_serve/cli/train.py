@@ -9,7 +9,8 @@ import typer
 
 from nsa_serve.config import ModelConfig
 from nsa_serve.errors import ConfigError
-from nsa_serve.presets import Preset, changed, find_preset
+from nsa_serve.preset import Preset, changed
+from nsa_serve.presets import find_preset
 from nsa_serve.train.settings import TaskName, TrainSettings
 
 if TYPE_CHECKING:

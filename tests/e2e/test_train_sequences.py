@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nsa_serve.presets import PRESETS, changed
+from nsa_serve.preset import changed
+from nsa_serve.presets import PRESETS
 from nsa_serve.train.checkpoint import LOG, SavedRun
 from nsa_serve.train.log import read_log
 from nsa_serve.train.sequences import Sequences

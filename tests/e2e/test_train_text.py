@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nsa_serve import LLM
-from nsa_serve.presets import PRESETS, changed
+from nsa_serve.preset import changed
+from nsa_serve.presets import PRESETS
 from nsa_serve.train.settings import TrainSettings
 from nsa_serve.train.trainer import Trainer
 from tests.support.training import CPU

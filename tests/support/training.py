@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from nsa_serve.config import ModelConfig
-from nsa_serve.presets import PRESETS, changed
+from nsa_serve.preset import changed
+from nsa_serve.presets import PRESETS
 from nsa_serve.train.settings import TaskName, TrainSettings
 from nsa_serve.train.trainer import Trainer
 

@@ -8,7 +8,8 @@ from nsa_serve.config import ModelConfig
 from nsa_serve.engine.plan import cache_bytes_per_token, num_parameters
 from nsa_serve.errors import ConfigError
 from nsa_serve.model.decoder import Decoder
-from nsa_serve.presets import PRESETS, Preset, changed, find_preset
+from nsa_serve.preset import Preset, changed
+from nsa_serve.presets import PRESETS, find_preset
 from tests.support.command_line import run_here
 
 ALL = pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS.keys())
