@@ -119,6 +119,21 @@ class SparseDecode(Protocol):
     ) -> Tensor: ...
 
 
+class ChosenBlocks(Protocol):
+    """See `nsa_kernels.decode.layer`."""
+
+    def __call__(
+        self,
+        q_compressed: Tensor,
+        cache: LayerCache,
+        rows: DecodeRows,
+        spec: SparseSpec,
+        scale: float,
+        *,
+        memory: tuple[Tensor, Tensor] | None = None,
+    ) -> list[list[list[int]]]: ...
+
+
 class SparsePrefill(Protocol):
     """See `nsa_kernels.prefill.layer`."""
 
@@ -146,6 +161,7 @@ class LayerKernels:
     complete_slots: CompleteSlots
     compress_learned: CompressLearned
     sparse_decode: SparseDecode
+    chosen_blocks: ChosenBlocks
     sparse_prefill: SparsePrefill
     dense: DenseBackend
 
@@ -165,6 +181,7 @@ def layer_kernels(device: torch.device, dense: BackendName = "auto") -> LayerKer
         complete_slots=function("write.slots", "complete_slots"),
         compress_learned=function("write.windows", "compress_learned"),
         sparse_decode=function("decode.layer", "sparse_decode"),
+        chosen_blocks=function("decode.layer", "chosen_blocks"),
         sparse_prefill=function("prefill.layer", "sparse_prefill"),
         dense=dense_backend(dense, device),
     )

@@ -117,10 +117,8 @@ class EngineCore:
         elif isinstance(self._runner, Watchable):
             self._runner.watch(sequence_id)
             return
-        elif self.info.device == "cpu":
-            reason = "this runner has no layers"
         else:
-            reason = "not available on a GPU yet"
+            reason = "this runner has no layers"
         self._selections.append(Selection(sequence_id, unavailable=reason))
 
     def _told_to_watchers(self) -> tuple[list[Selection] | None, list[SequenceProgress] | None]:

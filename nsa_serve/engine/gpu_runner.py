@@ -17,7 +17,6 @@ more than the last token's number before the next can be sampled: penalties, log
 
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,34 +29,25 @@ from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.constraint import Constraint
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs, slots_of_rows
 from nsa_serve.engine.gpu_sampler import GpuSampler
-from nsa_serve.engine.gpu_steps import MAX_CHUNK_CONTEXT, in_launches, mixed_step, rows_step
+from nsa_serve.engine.gpu_selection import device_selection_of
+from nsa_serve.engine.gpu_steps import (
+    MAX_CHUNK_CONTEXT,
+    MixedStep,
+    in_launches,
+    mixed_step,
+    rows_step,
+)
 from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
 from nsa_serve.engine.inputs import SlotRule
-from nsa_serve.engine.launched import Download, Launched, LaunchedChunks, Row
+from nsa_serve.engine.launched import Download, Known, Launched, LaunchedChunks, Row
+from nsa_serve.engine.messages import Selection
 from nsa_serve.engine.model_runner import NOT_A_NUMBER, prompt_logprobs
 from nsa_serve.engine.runner import RunnerInfo, StepResult
-from nsa_serve.engine.sampler import SamplingState, logprobs_of, sampling_state
+from nsa_serve.engine.sampler import logprobs_of, sampling_state
+from nsa_serve.engine.watched import Watched
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.device import DeviceAttention, DeviceContext
 from nsa_serve.params import SamplingParams
-
-
-@dataclass(slots=True)
-class _Known:
-    """A sequence that was added."""
-
-    state: SamplingState
-    may_run_ahead: bool
-    """Whether the number of its last token is all that the next one's sampling must know."""
-    position: int = -1
-    """Of the token sampled last."""
-    token_id: int = -1
-
-    def is_of(self, item: ScheduledSequence) -> bool:
-        """Whether an item computes the token sampled last."""
-        return (
-            item.start == self.position and item.sequence.token_ids[self.position] == self.token_id
-        )
 
 
 class GpuRunner:
@@ -77,7 +67,7 @@ class GpuRunner:
         self._device = layers.caches[0].k.device
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
-        self._known: dict[int, _Known] = {}
+        self._known: dict[int, Known] = {}
         on_gpu = self._device.type != "cpu"
         self._sampler = GpuSampler(info.vocab_size, self._device, use_kernels=on_gpu)
         self._upload = Uploader(self._device)
@@ -100,6 +90,7 @@ class GpuRunner:
             use_graphs=use_graphs,
         )
         self._ahead: Launched | None = None
+        self._watched = Watched(self._look)
 
     @property
     def info(self) -> RunnerInfo:
@@ -132,12 +123,17 @@ class GpuRunner:
         """Make a sequence known."""
         eos_token_ids = self._info.eos_token_ids
         state = sampling_state(params, prompt_token_ids, eos_token_ids, constraint)
-        self._known[sequence_id] = _Known(state, state.plain and params.logprobs is None)
+        self._known[sequence_id] = Known(state, state.plain and params.logprobs is None)
 
     def remove(self, sequence_id: int) -> None:
         """Forget a sequence."""
         self._known.pop(sequence_id, None)
+        self._watched.discard(sequence_id)
         self._tables.release(sequence_id)
+
+    def watch(self, sequence_id: int) -> None:
+        """Tell with the sequence's next decode step what its layers select."""
+        self._watched.add(sequence_id)
 
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
@@ -146,11 +142,17 @@ class GpuRunner:
             self._tables.release(sequence.sequence_id)
         ahead, self._ahead = self._ahead, None
         try:
-            return self._execute(batch.items, ahead)
+            selections = self._watched.look(batch.items)
+            result = self._execute(batch.items, ahead)
         except BaseException:
             self._tables.forget()
             self._ahead = None
             raise
+        result.selections = selections
+        return result
+
+    def _look(self, item: ScheduledSequence) -> Selection:
+        return device_selection_of(self._decoder, self._layers, self._mixed_step([item]))
 
     def _execute(self, items: list[ScheduledSequence], ahead: Launched | None) -> StepResult:
         result = StepResult(token_ids={})
@@ -257,14 +259,7 @@ class GpuRunner:
 
     def _launch_mixed(self, items: list[ScheduledSequence]) -> Launched:
         """Launch a step with chunks, or with tokens of which more than the next is asked."""
-        step = mixed_step(
-            items,
-            self._tables,
-            self._upload,
-            page_size=self._info.page_size,
-            rule=self._rule,
-            lists_row_slots=self._layers.lists_row_slots,
-        )
+        step = self._mixed_step(items)
         context = DeviceContext(self._layers, step.attention)
         hidden = self._decoder(step.token_ids, step.attention.positions, context)
         rows = [Row.last_of(item) for item in step.items if item.samples]
@@ -274,6 +269,16 @@ class GpuRunner:
             ids = self._sample(rows, step.sampled_rows, logits)
         finite = Download(hidden.isfinite().all(-1))
         return Launched(rows, ids, logits, LaunchedChunks(step.items, hidden, finite))
+
+    def _mixed_step(self, items: list[ScheduledSequence]) -> MixedStep:
+        return mixed_step(
+            items,
+            self._tables,
+            self._upload,
+            page_size=self._info.page_size,
+            rule=self._rule,
+            lists_row_slots=self._layers.lists_row_slots,
+        )
 
     def _sample(self, rows: list[Row], table_rows: Tensor, logits: Tensor) -> Download:
         """Sample each row's next token: its number stays here for the next step, and is on its

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nsa_scheduler.output import ScheduledSequence
 from nsa_scheduler.sequence import Sequence
+from nsa_serve.engine.sampler import SamplingState
 
 
 class Download:
@@ -30,6 +31,24 @@ class Download:
         if self._done is not None:
             self._done.synchronize()
         return self._copy.numpy()
+
+
+@dataclass(slots=True)
+class Known:
+    """A sequence that was added."""
+
+    state: SamplingState
+    may_run_ahead: bool
+    """Whether the number of its last token is all that the next one's sampling must know."""
+    position: int = -1
+    """Of the token sampled last."""
+    token_id: int = -1
+
+    def is_of(self, item: ScheduledSequence) -> bool:
+        """Whether an item computes the token sampled last."""
+        return (
+            item.start == self.position and item.sequence.token_ids[self.position] == self.token_id
+        )
 
 
 @dataclass(frozen=True, slots=True)

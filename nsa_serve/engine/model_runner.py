@@ -1,6 +1,5 @@
 """Runs a model's steps: inputs, forward pass, sampling."""
 
-import logging
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -15,13 +14,12 @@ from nsa_serve.engine.messages import Selection
 from nsa_serve.engine.runner import RunnerInfo, StepResult
 from nsa_serve.engine.sampler import SamplingState, logprobs_of, sample, sampling_state
 from nsa_serve.engine.selection import selection_of
+from nsa_serve.engine.watched import Watched
 from nsa_serve.model.compiled import CompiledSteps, one_torch_thread
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.paged import PagedContext
 from nsa_serve.outputs import TokenLogprobs
 from nsa_serve.params import SamplingParams
-
-logger = logging.getLogger(__name__)
 
 NOT_A_NUMBER = "the model computed NaN for this request"
 _PROMPT_ROWS = 64
@@ -53,7 +51,7 @@ class ModelRunner:
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
         self._states: dict[int, SamplingState] = {}
-        self._watched: set[int] = set()
+        self._watched = Watched(self._look)
 
     @property
     def info(self) -> RunnerInfo:
@@ -84,28 +82,14 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, batch: ScheduledBatch) -> StepResult:
         """One step: hidden states of all tokens, logits where they are asked for."""
-        selections = self._selections(batch) if self._watched else ()
+        selections = self._watched.look(batch.items)
         result = self._execute(batch)
         result.selections = selections
         return result
 
-    def _selections(self, batch: ScheduledBatch) -> tuple[Selection, ...]:
-        due = [
-            item
-            for item in batch.items
-            if item.sequence.sequence_id in self._watched and item.num_tokens == 1 and item.samples
-        ]
-        self._watched.difference_update(item.sequence.sequence_id for item in due)
-        return tuple(map(self._selection, due))
-
-    def _selection(self, item: ScheduledSequence) -> Selection:
-        threads = nullcontext() if self._compiled is None else one_torch_thread()
-        try:
-            with threads:
-                return selection_of(self._decoder, self._caches, item, self._rule)
-        except Exception as error:  # a look must not end what it looks at
-            logger.error("a selection could not be recorded", exc_info=error)
-            return Selection(item.sequence.sequence_id, unavailable="it could not be recorded")
+    def _look(self, item: ScheduledSequence) -> Selection:
+        with nullcontext() if self._compiled is None else one_torch_thread():
+            return selection_of(self._decoder, self._caches, item, self._rule)
 
     def _execute(self, batch: ScheduledBatch) -> StepResult:
         inputs = build_inputs(batch, self._info.page_size, self._rule, self._device)

@@ -14,6 +14,7 @@ from nsa_kernels import dispatch
 from nsa_kernels.cache import LayerCache
 from nsa_kernels.paged.rows import chosen_blocks
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
+from nsa_serve.config import NSAConfig
 from nsa_serve.engine.inputs import SlotRule, build_inputs
 from nsa_serve.engine.messages import LayerSelection, Selection
 from nsa_serve.model.attention import Attention, NSABranches
@@ -57,8 +58,8 @@ class RecordingContext:
             cache, (group,) = self.paged.caches[layer.index], self.paged.meta.groups
             (chosen,) = chosen_blocks(queries, cache, group, nsa.spec)
         weights = fixed_gates(nsa.nsa, out.device) if gates is None else gates.weights
-        by_head = weights[0].expand(layer.num_heads, 3).unflatten(0, (layer.num_kv_heads, -1))
-        self.layers.append(LayerSelection(chosen, by_head.mean(1).tolist()))
+        means = mean_gates(weights, layer.num_heads, layer.num_kv_heads)
+        self.layers.append(LayerSelection(chosen, means))
         return out
 
 
@@ -67,20 +68,32 @@ def selection_of(
     decoder: Decoder, caches: list[LayerCache], item: ScheduledSequence, rule: SlotRule | None
 ) -> Selection:
     """What the layers select for a decode step's item, which is computed after this call."""
-    sequence_id, nsa = item.sequence.sequence_id, decoder.config.nsa
-    if nsa is None:
-        return Selection(sequence_id, unavailable=IS_DENSE)
+    if decoder.config.nsa is None:
+        return Selection(item.sequence.sequence_id, unavailable=IS_DENSE)
     batch = ScheduledBatch([item])
     inputs = build_inputs(batch, caches[0].page_size, rule, caches[0].k.device)
     context = RecordingContext(PagedContext(caches, inputs.meta, decoder.rope))
     decoder(inputs.token_ids, inputs.positions, context)
+    return as_selection(item, decoder.config.nsa, context.layers)
+
+
+def mean_gates(weights: Tensor, num_heads: int, num_kv_heads: int) -> list[list[float]]:
+    """[kv_heads][3]: the means over each kv head's queries of one token's gates [1, H or 1, 3]."""
+    by_head = weights[0].expand(num_heads, 3).unflatten(0, (num_kv_heads, -1))
+    return by_head.mean(1).tolist()
+
+
+def as_selection(
+    item: ScheduledSequence, nsa: NSAConfig, layers: list[LayerSelection]
+) -> Selection:
+    """What the layers select, with what a reader must know to draw it."""
     return Selection(
-        sequence_id,
+        item.sequence.sequence_id,
         position=item.start,
         select_block=nsa.select_block,
         num_selected=nsa.num_selected,
         init_blocks=nsa.init_blocks,
         local_blocks=nsa.local_blocks,
         window=nsa.window,
-        layers=context.layers,
+        layers=layers,
     )

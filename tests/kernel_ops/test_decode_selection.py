@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from nsa_kernels.decode import TUNING
+from nsa_kernels.decode import TUNING, chosen_blocks
+from nsa_kernels.paged import rows as reference
 from nsa_kernels.spec import SparseSpec
-from tests.support.kernel_cases import Heads, decode_case, relative_error, run_decode
+from tests.support.kernel_cases import DecodeCase, Heads, decode_case, relative_error, run_decode
 
 ONE_HEAD = Heads(num_heads=2, num_kv_heads=1, head_dim=4, value_dim=4)
 
@@ -85,3 +86,43 @@ def test_scores_one_bit_apart_choose_different_blocks() -> None:
         cache.k_compressed[page, 0, best % 4, 0] = above
     found = run_decode(case)
     assert relative_error(found, case.expected()) < 1e-5
+
+
+def chosen_of(case: DecodeCase) -> list[list[list[int]]]:
+    return chosen_blocks(
+        case.q_compressed, case.cache, case.rows, case.spec, case.scale, memory=case.memory
+    )
+
+
+def expected_of(case: DecodeCase) -> list[list[list[int]]]:
+    """Of each row that is no padding."""
+    return [
+        reference.chosen_blocks(case.queries.part(i, i + 1), case.clean, group, case.spec)[0]
+        for i, group in case.groups()
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"forced_counted": False},
+        {"half_merge": True, "num_selected": 6},
+        {"importance": "logit_mean", "selection_floor": 0.004},
+        {"importance": "max_pool"},
+        {"uses": (False, True, False)},
+        {"dense_len": 140},
+    ],
+    ids=str,
+)
+def test_the_blocks_that_a_step_reads_can_be_told(changes: dict[str, Any]) -> None:
+    case = decode_case(narrow(**changes), [130, -1, 300, 9, 0], memory_slots=2)
+    of_first, padding, *of_rest = chosen_of(case)
+    expected = expected_of(case)
+    assert [of_first, *of_rest] == expected
+    assert padding == [[], []]
+    assert of_first[0] != of_first[1] or "dense_len" in changes, "heads choose apart"
+
+
+def test_a_short_context_reads_every_block() -> None:
+    assert chosen_of(decode_case(narrow(), [18], ONE_HEAD)) == [[[0, 1, 2, 3, 4]]]

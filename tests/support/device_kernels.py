@@ -1,5 +1,7 @@
 """Plain torch in the place of device kernels: what surrounds them is tested without Triton."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from nsa_kernels.geometry import head_token_rows, scatter_tokens
 from nsa_kernels.metadata import Chunk, RowGroup, SlotWork
 from nsa_kernels.paged.chunks import sparse_chunk
 from nsa_kernels.paged.queries import Branches, Queries
-from nsa_kernels.paged.rows import sparse_rows
+from nsa_kernels.paged.rows import chosen_blocks, sparse_rows
 from nsa_kernels.spec import SparseSpec
 from nsa_kernels.write.averages import Average, Averages, RowSlots
 from nsa_kernels.write.reference import Compress, compress_slots
@@ -28,6 +30,7 @@ def torch_kernels() -> LayerKernels:
         complete_slots=_complete_slots,
         compress_learned=_compress_learned,
         sparse_decode=_sparse_decode,
+        chosen_blocks=_chosen_blocks,
         sparse_prefill=_sparse_prefill,
         dense=dense_backend("sdpa", torch.device("cpu")),
     )
@@ -141,17 +144,38 @@ def _sparse_decode(
 ) -> Tensor:
     out = _target(q, cache, out).zero_()
     weights = BranchGates(gates, gate_logits).weights.expand(len(q), -1, -1)
-    for i, position in enumerate(rows.positions.tolist()):
-        assert position < rows.max_context
-        if position < 0:
-            continue
+    for i, group in _groups(rows, cache):
         one = slice(i, i + 1)
-        pages = position // cache.page_size + 1
-        table = rows.block_table[one, :pages].long()
-        group = RowGroup(0, 1, rows.positions[one].long(), table, position)
         queries = Queries(q[one], q_compressed[one], scale, memory)
         out[one] = combine(weights[one], sparse_rows(queries, cache, group, spec))
     return out
+
+
+def _chosen_blocks(
+    q_compressed: Tensor,
+    cache: LayerCache,
+    rows: DecodeRows,
+    spec: SparseSpec,
+    scale: float,
+    *,
+    memory: Memory = None,
+) -> list[list[list[int]]]:
+    queries = Queries(q_compressed, q_compressed, scale, memory)
+    return [
+        chosen_blocks(queries.part(i, i + 1), cache, group, spec)[0]
+        for i, group in _groups(rows, cache)
+    ]
+
+
+def _groups(rows: DecodeRows, cache: LayerCache) -> Iterator[tuple[int, RowGroup]]:
+    """Each row that is no padding, alone."""
+    for i, position in enumerate(rows.positions.tolist()):
+        assert position < rows.max_context
+        if position >= 0:
+            one = slice(i, i + 1)
+            pages = position // cache.page_size + 1
+            table = rows.block_table[one, :pages].long()
+            yield i, RowGroup(0, 1, rows.positions[one].long(), table, position)
 
 
 def _sparse_prefill(

@@ -12,7 +12,7 @@ How much work one split is depends on a row's own context alone, so no result de
 """
 
 from nsa_kernels.decode.dense import dense_decode
-from nsa_kernels.decode.layer import sparse_decode
+from nsa_kernels.decode.layer import chosen_blocks, sparse_decode
 from nsa_kernels.decode.plan import TUNING, SplitRule, Tuning
 
-__all__ = ["TUNING", "SplitRule", "Tuning", "dense_decode", "sparse_decode"]
+__all__ = ["TUNING", "SplitRule", "Tuning", "chosen_blocks", "dense_decode", "sparse_decode"]

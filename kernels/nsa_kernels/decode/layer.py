@@ -46,3 +46,33 @@ def sparse_decode(
         attend(step, q, parts, chosen)
     merge(step, parts, gates, gate_logits, out)
     return out
+
+
+def chosen_blocks(
+    q_compressed: Tensor,
+    cache: LayerCache,
+    rows: DecodeRows,
+    spec: SparseSpec,
+    scale: float,
+    *,
+    memory: Memory | None = None,
+    tuning: Tuning = TUNING,
+) -> list[list[list[int]]]:
+    """Blocks that `sparse_decode` reads in the selected branch, ascending, of each row and kv head.
+
+    Found by the same launches; waits for the device.
+    """
+    shape = Shape.of(q_compressed, cache.k, cache.v)
+    step = Step(cache, rows, spec, scale, tuning, memory, shape)
+    ids: list[list[list[int]]] = []
+    counts: list[list[int]] = []
+    if step.scores:
+        parts = step.parts(q_compressed)
+        chosen = choose(step, q_compressed, parts, compress(step, q_compressed, parts))
+        ids, counts = chosen.ids.tolist(), chosen.count.tolist()
+    return [
+        [list(range(position // spec.select_block + 1)) for _ in range(shape.kv_heads)]
+        if spec.selects_all(position)
+        else [of[:count] for of, count in zip(ids[row], counts[row], strict=True)]
+        for row, position in enumerate(rows.positions.tolist())
+    ]

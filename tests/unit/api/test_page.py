@@ -241,12 +241,12 @@ def test_selection_that_cannot_be_had(
     path = f"/v1/live/requests/{ID}/selection"
     answer = client.get(path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "request_not_found")
-    engine.selections[ID] = Selection(7, unavailable="not available on a GPU yet")
+    engine.selections[ID] = Selection(7, unavailable="it could not be recorded")
     assert client.get(path).json() == {
         "id": ID,
         "object": "selection",
         "available": False,
-        "reason": "not available on a GPU yet",
+        "reason": "it could not be recorded",
     }
 
     async def waits(request_id: str, *, seconds: float) -> Selection | None:

@@ -1,6 +1,6 @@
 """A look at what the layers select: the definition's blocks and gates, and no other token."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -27,10 +27,10 @@ from nsa_serve.model.gates import BranchGates
 from nsa_serve.model.heads import Heads, Projected
 from nsa_serve.model.rope import Rotation
 from nsa_serve.params import SamplingParams
-from tests.support.device_engine import device_core
+from tests.support.device_engine import device_core, device_runner
 from tests.support.dialects import DIALECTS
 from tests.support.engine import add_message, stand_in_core
-from tests.support.model_folder import model_core, write_sharp_folder
+from tests.support.model_folder import engine_config, model_core, write_sharp_folder
 from tests.support.model_folders import TINY, TINY_NSA
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
@@ -118,10 +118,18 @@ def assert_same(found: LayerSelection, expected: LayerSelection) -> None:
         assert mine == pytest.approx(theirs, abs=1e-4)
 
 
+CORES: dict[str, Callable[[Path], EngineCore]] = {"cpu": model_core, "gpu": device_core}
+"""The runner for GPUs here over plain torch in the kernels' place."""
+both_runners = pytest.mark.parametrize("core_of", CORES.values(), ids=CORES)
+
+
+@both_runners
 @pytest.mark.parametrize("name", MODELS)
-def test_blocks_and_gates_are_the_definitions(name: str, tmp_path: Path) -> None:
+def test_blocks_and_gates_are_the_definitions(
+    name: str, core_of: Callable[[Path], EngineCore], tmp_path: Path
+) -> None:
     folder, decoder = write_sharp_folder(tmp_path, MODELS[name])
-    tokens, selections = run(model_core(folder), watched=0)
+    tokens, selections = run(core_of(folder), watched=0)
     seen = [s for s in selections if s.unavailable is None]
     prompt = PROMPTS[0]
     assert [s.position for s in seen] == list(range(len(prompt), len(prompt) + 11))
@@ -139,20 +147,44 @@ def test_blocks_and_gates_are_the_definitions(name: str, tmp_path: Path) -> None
         assert first != second, "layers that never differ would hide a mix-up"
 
 
-def test_a_short_context_selects_everything(tmp_path: Path) -> None:
+@both_runners
+def test_a_short_context_selects_everything(
+    core_of: Callable[[Path], EngineCore], tmp_path: Path
+) -> None:
     folder, _ = write_sharp_folder(tmp_path)
-    _, selections = run(model_core(folder), watched=1)
+    _, selections = run(core_of(folder), watched=1)
     first = next(s for s in selections if s.unavailable is None)
     assert first.position == 9
     assert [layer.selected_block_ids for layer in first.layers] == [[[0, 1, 2]] * 2] * 2
 
 
-def test_watching_changes_no_token(tmp_path: Path) -> None:
+@both_runners
+def test_watching_changes_no_token(core_of: Callable[[Path], EngineCore], tmp_path: Path) -> None:
     folder, _ = write_sharp_folder(tmp_path)
-    unwatched, nothing = run(model_core(folder), watched=None)
+    unwatched, nothing = run(core_of(folder), watched=None)
     assert nothing == []
     for sequence_id in unwatched:
-        assert run(model_core(folder), watched=sequence_id)[0] == unwatched
+        assert run(core_of(folder), watched=sequence_id)[0] == unwatched
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_look_leaves_a_gpus_caches_as_they_were(name: str, tmp_path: Path) -> None:
+    """Bit for bit: what a batch computed is not what its rows compute alone."""
+    folder, _ = write_sharp_folder(tmp_path, MODELS[name])
+    runners = [device_runner(folder) for _ in range(2)]
+    cores = [EngineCore(engine_config(folder), runner) for runner in runners]
+    for core in cores:
+        for sequence_id, prompt in enumerate(PROMPTS):
+            core.add(AddSequence(sequence_id, prompt, GREEDY))
+    num_seen = 0
+    while cores[0].has_work:
+        cores[1].handle(WatchSequence(0))
+        _, step = (core.step() for core in cores)
+        num_seen += sum(s.unavailable is None for s in step.selections or [])
+        for unwatched, watched in zip(*(runner.caches for runner in runners), strict=True):
+            for a, b in zip(unwatched.tensors, watched.tensors, strict=True):
+                assert torch.equal(a, b)
+    assert num_seen == 11
 
 
 def test_nobody_watching_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +194,7 @@ def test_nobody_watching_costs_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise AssertionError("somebody looked")
 
-    monkeypatch.setattr(model_runner.ModelRunner, "_selections", refuse)
+    monkeypatch.setattr(model_runner, "selection_of", refuse)
     monkeypatch.setattr("nsa_serve.engine.core.progress_of", refuse)
     core.add(AddSequence(0, PROMPTS[0], GREEDY))
     step = core.step()
@@ -200,14 +232,9 @@ def test_what_cannot_be_watched_is_said(tmp_path: Path) -> None:
     assert unavailable(core, 0) == "this runner has no layers"
     assert unavailable(core, 7) == "the sequence waits for its grammar, or has ended"
     folder, _ = write_sharp_folder(tmp_path / "dense", msgspec.structs.replace(TINY, nsa=None))
-    core = model_core(folder)
-    core.add(AddSequence(0, PROMPTS[1], GREEDY))
-    assert unavailable(core, 0) == "the model's attention is dense"
-    folder, _ = write_sharp_folder(tmp_path / "gpu")
-    core = device_core(folder)
-    core.info = replace(core.info, device="cuda:0")
-    core.add(AddSequence(0, PROMPTS[1], GREEDY))
-    assert unavailable(core, 0) == "not available on a GPU yet"
+    for core in (model_core(folder), device_core(folder)):
+        core.add(AddSequence(0, PROMPTS[1], GREEDY))
+        assert unavailable(core, 0) == "the model's attention is dense"
 
 
 def test_progress_is_told_once_to_who_asks() -> None:
