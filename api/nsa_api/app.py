@@ -13,7 +13,7 @@ from nsa_api.errors import UnexpectedErrors, install_error_handlers
 from nsa_api.http_metrics import HttpMetrics
 from nsa_api.limits import HeadLimits
 from nsa_api.live import LiveView
-from nsa_api.openapi import install_openapi
+from nsa_api.openapi import ERRORS, install_openapi
 from nsa_api.routes import batches, chat, completions, files, health, live, models, page
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
@@ -31,6 +31,7 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
         title="nsa-serve",
         version=__version__,
         description="OpenAI's completions over a Native Sparse Attention engine.",
+        responses=ERRORS,
     )
     state = app.state.server = ServerState(settings)
     if settings.otlp_traces_endpoint is not None:
@@ -43,7 +44,9 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
     app.add_exception_handler(ClientGone, _nobody_waits)
     for module in (completions, chat, models, files, batches, health, live, page):
         app.include_router(module.router)
-    install_openapi(app)
+    install_openapi(
+        app, (live.RequestSelection, live.Unavailable), with_keys=bool(settings.api_keys)
+    )
     # The layer that is added last is the outermost.
     app.add_middleware(UnexpectedErrors)
     app.add_middleware(BodyLimits, settings=settings)

@@ -1,15 +1,18 @@
 """The OpenAPI document: FastAPI knows the bodies of requests, msgspec those of answers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 
 from nsa_api import responses
+from nsa_api.auth import PUBLIC_PATHS
+from nsa_api.batches.records import BatchRecord, FileRecord
 from nsa_api.errors import ErrorResponse
 
 _REF = "#/components/schemas/{name}"
-_ANSWERS = (
+_ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ErrorResponse,
     responses.Completion,
     responses.ChatCompletion,
@@ -18,42 +21,124 @@ _ANSWERS = (
     responses.ModelList,
     responses.TokenizeResponse,
     responses.DetokenizeResponse,
+    responses.HealthStatus,
+    responses.Version,
+    responses.ServerLoad,
+    FileRecord,
+    BatchRecord,
+    responses.FileList,
+    responses.BatchList,
+    responses.FileDeleted,
 )
+_HIDDEN = (("FileRecord", "owner"), ("BatchRecord", "owner"))
+"""Fields that lie on disk and are never told."""
+
+
+def _error(description: str) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(name=ErrorResponse.__name__)}
+    retry = {"description": "Seconds after which to try again", "schema": {"type": "integer"}}
+    return {
+        "description": description,
+        "headers": {"Retry-After": retry},
+        "content": {"application/json": {"schema": schema}},
+    }
+
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {
-        "description": "The request is at fault",
-        "content": {"application/json": {"schema": {"$ref": _REF.format(name="ErrorResponse")}}},
-    },
-    "503": {
-        "description": "Not serving at the moment",
-        "content": {"application/json": {"schema": {"$ref": _REF.format(name="ErrorResponse")}}},
-    },
+    "4XX": _error("The request is at fault; 429: the queue is full"),
+    "5XX": _error("The server is at fault; 503: not serving at the moment"),
 }
+"""What any route may answer."""
+
+UPLOAD: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary", "minLength": 1},
+                        "purpose": {"type": "string", "enum": ["batch"]},
+                    },
+                }
+            }
+        },
+    }
+}
+"""What a form with a file looks like, which FastAPI does not read."""
 
 
 def documented(
-    answer: type[msgspec.Struct], *, streamed: bool = False
+    answer: type[msgspec.Struct] | Sequence[type[msgspec.Struct]], *, streamed: bool = False
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with this struct."""
-    content: dict[str, Any] = {
-        "application/json": {"schema": {"$ref": _REF.format(name=answer.__name__)}}
-    }
+    """The `responses` of a route that answers with this struct, or with one of several."""
+    several = answer if isinstance(answer, Sequence) else (answer,)
+    schemas = [{"$ref": _REF.format(name=struct.__name__)} for struct in several]
+    schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
     if streamed:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     return {200: {"description": "Success", "content": content}, **ERRORS}
 
 
-def install_openapi(app: FastAPI) -> None:
-    """Add the answers' schemas to the document that FastAPI makes."""
+def documented_as(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route whose answer is no JSON."""
+    binary = {"format": "binary"} if media_type == "application/octet-stream" else {}
+    content = {media_type: {"schema": {"type": "string", **binary}}}
+    return {200: {"description": description, "content": content}, **ERRORS}
+
+
+def paged(max_limit: int, **others: dict[str, Any]) -> dict[str, Any]:
+    """The query of a list that comes in pages; `others` are schemas of further parameters."""
+    schemas = {
+        "limit": {"type": "integer", "minimum": 1, "maximum": max_limit},
+        "after": {"type": "string", "description": "The last id of the page before"},
+        "order": {"type": "string", "enum": ["asc", "desc"], "default": "desc"},
+        **others,
+    }
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in schemas.items()
+        ]
+    }
+
+
+def install_openapi(
+    app: FastAPI, answers: Sequence[type[msgspec.Struct]], *, with_keys: bool
+) -> None:
+    """Complete the document that FastAPI makes: schemas of all answers, and where a key is asked.
+
+    `answers` are those of routes that define their own.
+    """
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = make()
-            _, components = msgspec.json.schema_components(_ANSWERS, ref_template=_REF)
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas.update(components)
-        return make()
+            _add_answers(document, (*_ANSWERS, *answers))
+            if with_keys:
+                _ask_for_keys(document)
+            app.openapi_schema = document
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add_answers(document: dict[str, Any], answers: Sequence[type[msgspec.Struct]]) -> None:
+    _, components = msgspec.json.schema_components(answers, ref_template=_REF)
+    for name, field in _HIDDEN:
+        del components[name]["properties"][field]
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    assert not schemas.keys() & components.keys()
+    schemas.update(components)
+
+
+def _ask_for_keys(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        if path not in PUBLIC_PATHS:
+            for operation in operations.values():
+                operation["security"] = [{"key": []}]

@@ -5,6 +5,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from nsa_api.batches.records import BatchRecord, FileRecord
 from nsa_serve.outputs import FinishReason
 
 ChatFinishReason = FinishReason | Literal["tool_calls"]
@@ -215,3 +216,49 @@ class DetokenizeResponse(msgspec.Struct, frozen=True):
     """The text of token ids."""
 
     prompt: str
+
+
+class HealthStatus(msgspec.Struct, frozen=True):
+    """The answer of a health check that went well."""
+
+    status: Literal["ok", "ready"]
+
+
+class Version(msgspec.Struct, frozen=True):
+    """Of nsa-serve."""
+
+    version: str
+
+
+class ServerLoad(msgspec.Struct, frozen=True):
+    """Requests being served now."""
+
+    server_load: int
+
+
+class FileList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of files."""
+
+    object: Literal["list"] = "list"
+    data: list[FileRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BatchList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of batches."""
+
+    object: Literal["list"] = "list"
+    data: list[BatchRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileDeleted(msgspec.Struct, frozen=True, kw_only=True):
+    """A file is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: bool

@@ -18,12 +18,20 @@ MAX_MESSAGES = 1024
 MAX_TOOLS = 128
 INT32_MAX = 2**31 - 1
 
-PromptInput = str | list[str] | list[int] | list[list[int]]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
 NumTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+PromptText = Annotated[str, Field(min_length=1)]
+PromptIds = Annotated[list[TokenId], Field(min_length=1)]
+PromptInput = (
+    PromptText
+    | PromptIds
+    | Annotated[list[PromptText], Field(min_length=1, max_length=MAX_PROMPTS)]
+    | Annotated[list[PromptIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+)
+"""What `_check_prompt` lets through; the bounds here are for the OpenAPI document."""
 
 
 def _is_token_ids(value: Any) -> bool:
@@ -180,7 +188,7 @@ class CalledFunction(Body):
         return {"name": self.name, "arguments": arguments}
 
 
-class ToolCall(Body):
+class EarlierCall(Body):
     """A call that the assistant made in an earlier turn."""
 
     id: Annotated[str, Field(max_length=64)] | None = None
@@ -191,12 +199,16 @@ class ToolCall(Body):
 class ChatMessage(Body):
     """One turn of a conversation."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["content"]}, {"required": ["tool_calls"]}]}
+    )
+
     role: Literal["system", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1024)] | None = None
     """None only where the assistant called functions instead."""
     name: Annotated[str, Field(max_length=64)] | None = None
     tool_call_id: Annotated[str, Field(max_length=64)] | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS)] | None = None
+    tool_calls: Annotated[list[EarlierCall], Field(max_length=MAX_TOOLS)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
@@ -272,6 +284,10 @@ class ChatCompletionRequest(SamplingFields):
 
 class TokenizeRequest(Body):
     """POST /tokenize: a prompt, or the messages of a chat."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
 
     model: Name | None = None
     prompt: str | None = None

@@ -8,7 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
 from nsa_api.errors import unavailable
-from nsa_api.openapi import ERRORS
+from nsa_api.openapi import documented, documented_as
+from nsa_api.responses import HealthStatus, ServerLoad, Version
 from nsa_api.routes.common import json_response
 from nsa_api.state import server_state
 from nsa_serve import __version__
@@ -23,41 +24,45 @@ _NOT_READY = {
 }
 
 
-@router.get("/health")
+@router.get("/health", responses=documented(HealthStatus))
 @router.head("/health", include_in_schema=False)
-@router.get("/health/live")
+@router.get("/health/live", responses=documented(HealthStatus))
 @router.head("/health/live", include_in_schema=False)
-@router.get("/ping")
+@router.get("/ping", responses=documented(HealthStatus))
 @router.head("/ping", include_in_schema=False)
-@router.post("/ping")
+@router.post("/ping", responses=documented(HealthStatus))
 async def live() -> Response:
     """The process answers, whatever the engine does."""
-    return json_response({"status": "ok"})
+    return json_response(HealthStatus("ok"))
 
 
-@router.get("/health/ready", responses=ERRORS)
+@router.get("/health/ready", responses=documented(HealthStatus))
 @router.head("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """Requests are served: the model is loaded and, if work is pending, steps go on."""
     reason = server_state(request).not_ready()
     if reason is not None:
         raise unavailable(_NOT_READY[reason], code=reason)
-    return json_response({"status": "ready"})
+    return json_response(HealthStatus("ready"))
 
 
-@router.get("/version")
+@router.get("/version", responses=documented(Version))
 async def version() -> Response:
     """Of nsa-serve."""
-    return json_response({"version": __version__})
+    return json_response(Version(__version__))
 
 
-@router.get("/load")
+@router.get("/load", responses=documented(ServerLoad))
 async def load(request: Request) -> Response:
     """Requests being served now."""
-    return json_response({"server_load": server_state(request).num_in_flight})
+    return json_response(ServerLoad(server_state(request).num_in_flight))
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses=documented_as("text/plain", "Prometheus' text format"),
+)
 @router.head("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""

@@ -11,7 +11,7 @@ from nsa_api.disconnect import until_disconnect
 from nsa_api.engine import Engine
 from nsa_api.errors import ApiError
 from nsa_api.live import LiveView
-from nsa_api.openapi import ERRORS
+from nsa_api.openapi import documented, documented_as
 from nsa_api.routes.common import json_response
 from nsa_api.sse import EventStream
 from nsa_api.state import ServerState, server_state
@@ -68,7 +68,11 @@ def live_view(request: Request) -> LiveView:
     return view
 
 
-@router.get("/v1/live", response_class=Response, responses=ERRORS)
+@router.get(
+    "/v1/live",
+    response_class=Response,
+    responses=documented_as("text/event-stream", "Events without end"),
+)
 async def live(request: Request) -> Response:
     """Server-sent events, one a second: figures of the engine and the requests in flight."""
     state = server_state(request)
@@ -84,7 +88,10 @@ async def _events(
             await asyncio.sleep(_SECONDS_BETWEEN_EVENTS)
 
 
-@router.get("/v1/live/requests/{request_id}/selection", responses=ERRORS)
+@router.get(
+    "/v1/live/requests/{request_id}/selection",
+    responses=documented((RequestSelection, Unavailable)),
+)
 async def selection(request_id: str, request: Request) -> Response:
     """The blocks that each layer selects for a request's next token, and the gates' weights."""
     engine = server_state(request).engine()
