@@ -12,7 +12,8 @@ from starlette.responses import Response
 from nsa_api.batches.records import UNFINISHED, BatchRecord, public
 from nsa_api.batches.store import Store
 from nsa_api.errors import ApiError, bad_request
-from nsa_api.openapi import ERRORS
+from nsa_api.openapi import documented, paged
+from nsa_api.responses import BatchList
 from nsa_api.routes.common import json_response
 from nsa_api.routes.files import batch_worker, find_file, owner_of
 from nsa_api.routes.listing import listed
@@ -20,9 +21,10 @@ from nsa_api.schemas import Body
 from nsa_api.validation import StrictRoute, ignored_header
 
 MAX_UNFINISHED = 64
+MAX_LISTED = 100
 _HOUR = 3600
 
-router = APIRouter(route_class=StrictRoute, responses=ERRORS)
+router = APIRouter(route_class=StrictRoute)
 
 MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
@@ -37,7 +39,7 @@ class BatchBody(Body):
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
 
 
-@router.post("/v1/batches")
+@router.post("/v1/batches", responses=documented(BatchRecord))
 async def create_batch(body: BatchBody, request: Request) -> Response:
     """Answer the requests of a file."""
     worker, owner = batch_worker(request), owner_of(request)
@@ -64,21 +66,21 @@ async def create_batch(body: BatchBody, request: Request) -> Response:
     return answer
 
 
-@router.get("/v1/batches")
+@router.get("/v1/batches", responses=documented(BatchList), openapi_extra=paged(MAX_LISTED))
 async def list_batches(request: Request) -> Response:
     """Every batch, the newest first."""
     owner = owner_of(request)
     batches = [b for b in batch_worker(request).store.batches.values() if b.owner == owner]
-    return listed(request, batches, default_limit=20, max_limit=100)
+    return listed(request, batches, default_limit=20, max_limit=MAX_LISTED)
 
 
-@router.get("/v1/batches/{batch_id}")
+@router.get("/v1/batches/{batch_id}", responses=documented(BatchRecord))
 async def get_batch(batch_id: str, request: Request) -> Response:
     """One of them, as it is now."""
     return json_response(public(_find(batch_worker(request).store, batch_id, owner_of(request))))
 
 
-@router.post("/v1/batches/{batch_id}/cancel")
+@router.post("/v1/batches/{batch_id}/cancel", responses=documented(BatchRecord))
 async def cancel_batch(batch_id: str, request: Request) -> Response:
     """End it; what was answered is kept."""
     worker = batch_worker(request)

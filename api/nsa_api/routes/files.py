@@ -17,14 +17,16 @@ from nsa_api.batches.worker import BatchWorker
 from nsa_api.body import MIN_BODY_RATE
 from nsa_api.disconnect import ClientGone
 from nsa_api.errors import ApiError, bad_request
-from nsa_api.openapi import ERRORS
+from nsa_api.openapi import UPLOAD, documented, documented_as, paged
+from nsa_api.responses import FileDeleted, FileList
 from nsa_api.routes.common import json_response
 from nsa_api.routes.listing import listed
 from nsa_api.settings import ApiSettings
 from nsa_api.state import server_state
 
-router = APIRouter(responses=ERRORS)
+router = APIRouter()
 
+MAX_LISTED = 10_000
 _MAX_FIELD_BYTES = 1024
 _MAX_NAME = 255
 _MAX_OTHER_BYTES = 64 << 10
@@ -54,7 +56,7 @@ def find_file(store: Store, file_id: str, owner: str, param: str | None = None) 
     return file
 
 
-@router.post("/v1/files")
+@router.post("/v1/files", responses=documented(FileRecord), openapi_extra=UPLOAD)
 async def create_file(request: Request) -> Response:
     """Upload the requests of a batch."""
     store = batch_worker(request).store
@@ -68,7 +70,11 @@ async def create_file(request: Request) -> Response:
     return json_response(public(record))
 
 
-@router.get("/v1/files")
+@router.get(
+    "/v1/files",
+    responses=documented(FileList),
+    openapi_extra=paged(MAX_LISTED, purpose={"type": "string"}),
+)
 async def list_files(request: Request) -> Response:
     """Every file, the newest first."""
     owner, purpose = owner_of(request), request.query_params.get("purpose")
@@ -77,16 +83,20 @@ async def list_files(request: Request) -> Response:
         for file in batch_worker(request).store.files.values()
         if file.owner == owner and purpose in (None, file.purpose)
     ]
-    return listed(request, files, default_limit=10_000, max_limit=10_000)
+    return listed(request, files, default_limit=MAX_LISTED, max_limit=MAX_LISTED)
 
 
-@router.get("/v1/files/{file_id}")
+@router.get("/v1/files/{file_id}", responses=documented(FileRecord))
 async def get_file(file_id: str, request: Request) -> Response:
     """One of them."""
     return json_response(public(find_file(batch_worker(request).store, file_id, owner_of(request))))
 
 
-@router.get("/v1/files/{file_id}/content", response_class=Response)
+@router.get(
+    "/v1/files/{file_id}/content",
+    response_class=Response,
+    responses=documented_as("application/octet-stream", "The file"),
+)
 async def get_content(file_id: str, request: Request) -> Response:
     """Its bytes."""
     store = batch_worker(request).store
@@ -94,7 +104,7 @@ async def get_content(file_id: str, request: Request) -> Response:
     return FileResponse(store.content(file.id), media_type="application/octet-stream")
 
 
-@router.delete("/v1/files/{file_id}")
+@router.delete("/v1/files/{file_id}", responses=documented(FileDeleted))
 async def delete_file(file_id: str, request: Request) -> Response:
     """Forget it; a 400 while a batch reads it."""
     store = batch_worker(request).store
@@ -103,7 +113,7 @@ async def delete_file(file_id: str, request: Request) -> Response:
         text = "A batch that is not finished reads this file; cancel it first"
         raise ApiError(400, text, code="file_in_use")
     store.delete_file(file)
-    return json_response({"id": file.id, "object": "file", "deleted": True})
+    return json_response(FileDeleted(id=file.id, deleted=True))
 
 
 class _Upload:
