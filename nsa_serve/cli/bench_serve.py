@@ -156,6 +156,7 @@ def serve(
     )
     _check_writable(output, requests, report)
     run = run_bench(options, lambda point: _show(options, point))
+    _show_sweep(run)
     _keep(run, output, requests, report, detailed=save_detailed)
     if run.interrupted:
         raise typer.Exit(130)
@@ -172,6 +173,13 @@ def _show(options: "BenchOptions", point: "Point") -> None:
     print(*lines, *error_lines(point.errors), *point.notes, sep="\n", flush=True)
 
 
+def _show_sweep(run: "Run") -> None:
+    from nsa_serve.bench.serve.console import sweep_lines
+
+    if run.options.sweep is not None and len(run.points) > 1:
+        print(*sweep_lines(run.points, run.options.sweep.over), sep="\n", flush=True)
+
+
 def _keep(
     run: "Run", output: Path | None, requests: Path | None, report: Path | None, *, detailed: bool
 ) -> None:
@@ -185,6 +193,8 @@ def _keep(
         from nsa_serve.bench.serve.report import report_html
 
         write(report, report_html(run).encode())
+    if written := [str(path) for path in (output, requests, report) if path is not None]:
+        typer.echo(f"wrote {', '.join(written)}", err=True)
 
 
 def _check_writable(*paths: Path | None) -> None:

@@ -158,7 +158,7 @@ def needle_map(found: Sequence[Found]) -> str:
         hue = 8 + 132 * cell.share
         text = f"{cell.length} tokens, depth {cell.depth:g} %: {cell.found} of {cell.asked} found"
         plot.box((x - 0.48, x + 0.48), (y - 0.46, y + 0.46), "cell", text,
-                 style=f"fill:hsl({hue:.0f} 62% 46%)")  # fmt: skip
+                 style=f"fill:hsl({hue:.0f} 62% 28%)")  # fmt: skip
         plot.text(x, y, f"{cell.share:.0%}", "on")
     return plot.svg("Needles found by length and depth")
 

@@ -1,11 +1,12 @@
 """The block of figures that vLLM's users know, and what it leaves out below it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nsa_serve.bench.serve.needles import Found
-from nsa_serve.bench.serve.options import LoadShape
+from nsa_serve.bench.serve.options import LoadShape, SweepOver
+from nsa_serve.bench.serve.results import Point
 
 _WIDTH = 50
 _TITLES = {
@@ -66,6 +67,24 @@ def needle_lines(found: Iterable[Found]) -> Iterator[str]:
     asked = sum(cell.asked for cell in table.values())
     hits = sum(cell.found for cell in table.values())
     yield _line("Needles found:", f"{hits} of {asked}")
+
+
+def sweep_lines(points: Sequence[Point], over: SweepOver) -> Iterator[str]:
+    """A line for each load of a sweep, so that they can be compared."""
+    head = ["req/s asked" if over == "rate" else "in flight", "done", "failed", "req/s", "tok/s"]
+    head += ["TTFT p50", "TTFT p99", "TPOT p50", "ITL p99"]
+    has_goals = all(point.figures["good_share"] is not None for point in points)
+    yield "  ".join(f"{name:>8}" for name in [*head, *(["good"] if has_goals else [])])
+    for point in points:
+        shape, figures = point.shape, point.figures
+        load = shape.request_rate if over == "rate" else shape.max_concurrency
+        times = ("median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_itl_ms")
+        cells = [f"{load:>{len(head[0])}g}", f"{figures['completed']:>8}"]
+        cells += [f"{figures['failed']:>8}", f"{figures['request_throughput']:>8.2f}"]
+        cells += [f"{figures['output_throughput']:>8.1f}", *(f"{figures[t]:>8.1f}" for t in times)]
+        cells += [f"{figures['good_share']:>8.0%}"] if has_goals else []
+        yield "  ".join(cells)
+    yield "Times in ms."
 
 
 def error_lines(errors: list[tuple[str, int]]) -> Iterator[str]:

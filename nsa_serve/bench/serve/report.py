@@ -8,14 +8,14 @@ import msgspec
 
 from nsa_serve.bench.serve import charts
 from nsa_serve.bench.serve.charts import Series
-from nsa_serve.bench.serve.options import LoadShape
+from nsa_serve.bench.serve.options import DataOptions, LoadShape
 from nsa_serve.bench.serve.results import Point, Run, as_json
-from nsa_serve.bench.serve.svg import short
 
 Key = Sequence[tuple[str, str]]
 """Colours and what they stand for."""
 
 _METRICS = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL", "icl": "between arrivals"}
+_GOOD_ENOUGH = 0.99
 _STATISTICS = ("mean", "median", "std", "p90", "p95", "p99")
 _TIMELINE_KEY = (
     ("waiting", "at the client"),
@@ -71,11 +71,31 @@ def load_name(shape: LoadShape) -> str:
 def _about(run: Run) -> str:
     options = run.options
     date = f"{run.date[:4]}-{run.date[4:6]}-{run.date[6:8]} {run.date[9:11]}:{run.date[11:13]} UTC"
+    count = max((len(point.records) for point in run.points), default=0)
+    loads = " for each load" if options.sweep is not None else ""
     text = (
-        f"{options.target.root}, {options.target.endpoint} endpoint · {date} · data set "
-        f"{options.data.dataset}, {run.sizing} · seed {run.seed}"
+        f"{options.target.root}, {options.target.endpoint} endpoint · {date} · {count:,} "
+        f"requests{loads}: {_data(options.data)}, {run.sizing} · seed {run.seed}"
     )
     return text + (" · interrupted" if run.interrupted else "")
+
+
+def _data(data: DataOptions) -> str:
+    """What was asked, in words."""
+    match data.dataset:
+        case "random":
+            random = data.random
+            vary = f" ± {random.range_ratio:.0%}" if random.range_ratio else ""
+            shared = f" behind {random.prefix_len:,} shared ones" if random.prefix_len else ""
+            return (
+                f"random prompts of {random.input_len:,}{vary} tokens{shared}, "
+                f"answers of {random.output_len:,}{vary}"
+            )
+        case "needle":
+            lengths = ", ".join(f"{length:,}" for length in data.needle.lengths)
+            return f"needles in texts of {lengths} tokens"
+        case file:
+            return f"{file} {data.path.name if data.path else ''}".strip()
 
 
 def _sweep(run: Run) -> Iterator[str]:
@@ -86,7 +106,10 @@ def _sweep(run: Run) -> Iterator[str]:
         f"{p.shape.request_rate:g}" if over == "rate" else str(p.shape.max_concurrency)
         for p in run.points
     ]
-    yield '<h2>Against the load</h2><div class="cards">'
+    yield "<h2>Against the load</h2>"
+    if verdict := sweep_verdict(run, names):
+        yield f'<p class="verdict">{escape(verdict)}</p>'
+    yield '<div class="cards">'
     for metric in ("ttft", "tpot", "e2el"):
         series = [_figure(f"{s}_{metric}_ms", s, kind) for s, kind in
                   (("median", "c1"), ("p99", "c3"))]  # fmt: skip
@@ -102,9 +125,30 @@ def _sweep(run: Run) -> Iterator[str]:
             _figure("request_goodput", "good requests/s", "c2"),
         ]
         svg = charts.against_load(run.points, names, axis, "requests/s", series, log=False)
-        bounds = ", ".join(f"{k.upper()} ≤ {v:g} ms" for k, v in run.options.goodput.items())
-        yield _card("Goodput", svg, [("c1", "all"), ("c2", f"good: {bounds}")])
+        yield _card("Goodput", svg, [("c1", "all"), ("c2", f"good: {_bounds(run)}")])
     yield f'<div class="card wide">{_sweep_table(run.points, names, axis)}</div></div>'
+
+
+def sweep_verdict(run: Run, names: Sequence[str]) -> str:
+    """Up to which load of a sweep the bounds of goodput held; nothing if none were set."""
+    assert run.options.sweep is not None
+    if not run.options.goodput or not run.points:
+        return ""
+    unit = "requests/s" if run.options.sweep.over == "rate" else "requests in flight"
+    kept = f"{_GOOD_ENOUGH:.0%} of the requests or more kept within {_bounds(run)}"
+    order = sorted(range(len(names)), key=lambda i: float(names[i]))
+    shares = [float(run.points[i].figures["good_share"] or 0.0) for i in order]
+    held = next((n for n, share in enumerate(shares) if share < _GOOD_ENOUGH), len(shares))
+    if held == len(shares):
+        return f"At every load {kept}."
+    fell = f"{shares[held]:.0%} at {names[order[held]]} {unit}"
+    if held == 0:
+        return f"At no load {kept}: {fell}."
+    return f"Up to {names[order[held - 1]]} {unit}, {kept}; {fell}."
+
+
+def _bounds(run: Run) -> str:
+    return ", ".join(f"{k.upper()} ≤ {v:g} ms" for k, v in run.options.goodput.items())
 
 
 def _sweep_table(points: Sequence[Point], names: Sequence[str], axis: str) -> str:
@@ -119,11 +163,16 @@ def _sweep_table(points: Sequence[Point], names: Sequence[str], axis: str) -> st
         "p99_tpot_ms": "TPOT p99, ms",
         "p99_itl_ms": "ITL p99, ms",
     }
-    rows = (
+    rows = [
         [name, *(_number(point.figures[key]) for key in columns)]
         for name, point in zip(names, points, strict=True)
-    )
-    return _table([axis, *columns.values()], rows)
+    ]
+    head = [axis, *columns.values()]
+    if all(point.figures["good_share"] is not None for point in points):
+        head.append("good")
+        for row, point in zip(rows, points, strict=True):
+            row.append(f"{point.figures['good_share']:.0%}")
+    return _table(head, rows)
 
 
 def _point(run: Run, point: Point) -> Iterator[str]:
@@ -220,4 +269,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else short(value)
+    """Three digits that count, whole thousands with commas, so that columns can be compared."""
+    if isinstance(value, int) or abs(value) >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:#.3g}" if value else "0"

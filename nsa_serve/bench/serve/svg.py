@@ -6,6 +6,7 @@ from html import escape
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 14.0, 14.0, 44.0
 _TARGET_TICKS = 6
+_LEAST_TICKS = 3
 
 Tick = tuple[float, str]
 Label = Callable[[float], str]
@@ -52,7 +53,9 @@ class Scale:
         decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         steps = (1, 2, 5) if len(decades) < 5 else (1,)
         values = (m * 10.0**d for d in decades for m in steps)
-        return [v for v in values if self.low * 0.999 <= v <= self.high * 1.001]
+        inside = [v for v in values if self.low * 0.999 <= v <= self.high * 1.001]
+        # An axis with one or two numbers on it cannot be read.
+        return inside if len(inside) >= _LEAST_TICKS else self._linear_ticks()
 
 
 class Names(Scale):

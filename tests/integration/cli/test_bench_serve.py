@@ -112,7 +112,7 @@ def test_ctrl_c_keeps_what_was_measured(server: ServerProcess, tmp_path: Path) -
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "")
+    assert (process.returncode, err) == (130, f"wrote {path}\n")
     result = _json(path)
     assert 0 < result["completed"] < 400
     assert 1 <= result["cancelled"] <= 2

@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
-from nsa_serve.bench.serve.console import block, error_lines, needle_lines
+from nsa_serve.bench.serve.console import block, error_lines, needle_lines, sweep_lines
 from nsa_serve.bench.serve.needles import Found
 from nsa_serve.bench.serve.options import BenchOptions, DataOptions, LoadShape, Sweep
 from nsa_serve.bench.serve.records import Arrival, Needle, RequestRecord
-from nsa_serve.bench.serve.report import load_name, report_html
+from nsa_serve.bench.serve.report import load_name, report_html, sweep_verdict
 from nsa_serve.bench.serve.results import Run, as_json
 from nsa_serve.bench.serve.svg import Plot, Scale, short
 
@@ -83,9 +83,41 @@ def test_a_sweep_is_drawn_against_its_load() -> None:
         "requests/s against requests per second asked for",
     ]
     assert "good: TTFT ≤ 50 ms" in page
+    assert "At no load 99% of the requests or more kept within TTFT ≤ 50 ms: 0% at 1 req" in page
     assert page.count("<summary><h2>") == 2
     result = as_json(run)
     assert (result["sweep"], [p["request_rate"] for p in result["points"]]) == ("rate", [1.0, 4.0])
+
+
+def _sweep(ttft: float, *values: float) -> Run:
+    """Of rates, in this order; a request's first token takes 20 ms for each request a second."""
+    run = _run(sweep=Sweep("rate", values), goodput={"ttft": ttft})
+    run.points.clear()
+    for value in values:
+        late = [_record(i, arrivals=[Arrival(0.02 * value, 1)]) for i in range(9)]
+        run.add(LoadShape(request_rate=value), late, 2.0)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ttft", "verdict"),
+    [
+        (10.0, "At no load 99% of the requests or more kept within TTFT ≤ 10 ms: 0% at 1"),
+        (50.0, "Up to 2 requests/s, 99% of the requests or more kept within TTFT ≤ 50 ms; 0% at 4"),
+        (100.0, "At every load 99% of the requests or more kept within TTFT ≤ 100 ms."),
+    ],
+)
+def test_a_sweep_says_up_to_which_load_the_bounds_held(ttft: float, verdict: str) -> None:
+    run = _sweep(ttft, 4.0, 1.0, 2.0)
+    assert sweep_verdict(run, ["4", "1", "2"]).startswith(verdict)
+
+
+def test_a_sweep_ends_with_a_line_for_each_load() -> None:
+    lines = list(sweep_lines(_sweep(50.0, 1.0, 4.0).points, "rate"))
+    assert [line.split()[0] for line in lines[1:-1]] == ["1", "4"]
+    assert [line.split()[-1] for line in lines[:-1]] == ["good", "100%", "0%"]
+    assert len({len(line) for line in lines[:-1]}) == 1, "columns stand below each other"
+    assert max(map(len, lines)) <= 110
 
 
 def test_needles_errors_and_waiting_are_shown() -> None:
@@ -188,6 +220,8 @@ def test_ticks_are_round_and_inside() -> None:
     assert [text for _, text in Scale(3.0, 700.0, log=True).ticks()] == [
         "5", "10", "20", "50", "100", "200", "500",
     ]  # fmt: skip
+    narrow = Scale(17.0, 33.0, log=True)
+    assert [text for _, text in narrow.ticks()] == ["20", "30", "40"], "20 alone says nothing"
     assert Scale(3.0, 3.0).ticks()
     assert Scale(0.0, 0.0, log=True).ticks() is not None
 
