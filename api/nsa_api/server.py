@@ -17,6 +17,7 @@ from nsa_api.protocol import bounded_protocol
 from nsa_api.settings import ApiSettings
 from nsa_api.state import ServerState
 from nsa_api.watchdog import Watchdog
+from nsa_serve import event_loop
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.client import AsyncEngine
 from nsa_serve.errors import ConfigError
@@ -39,8 +40,7 @@ def serve(config: EngineConfig, settings: ApiSettings) -> None:
     sequences = min(settings.max_request_sequences, config.max_num_unfinished)
     settings = msgspec.structs.replace(settings, max_request_sequences=sequences)
     server = _Server(settings, _listen(settings))
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
-        runner.run(server.serve_engine(config, started))
+    event_loop.run(server.serve_engine(config, started))
 
 
 class _Server(uvicorn.Server):

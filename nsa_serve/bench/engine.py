@@ -90,10 +90,15 @@ class EngineBench:
         return msgspec.structs.replace(point, first_token=spread(first), step=spread(steps))
 
     def throughput(self, input_lens: list[int], output_lens: list[int]) -> Throughput:
-        """All requests as fast as they are taken, after some of them, as many as run at once."""
-        batch = min(len(input_lens), self.info.max_num_seqs)
+        """All requests as fast as they are taken, after others, as many as run at once."""
+        return self.throughput_of([self._prompt(length) for length in input_lens], output_lens)
+
+    def throughput_of(self, prompts: list[list[int]], output_lens: list[int]) -> Throughput:
+        """As `throughput`, of prompts that are given."""
+        input_lens = [len(prompt) for prompt in prompts]
+        batch = min(len(prompts), self.info.max_num_seqs)
         self._run(self._requests(input_lens[:batch], output_lens[:batch]), batch)
-        requests = self._requests(input_lens, output_lens)
+        requests = list(map(self._request, prompts, output_lens))
         queued = min(self._max_num_queued, self.info.max_num_seqs)
         started = time.perf_counter()
         done = self._run(requests, self.info.max_num_seqs + queued)
@@ -138,15 +143,17 @@ class EngineBench:
 
     def _requests(self, input_lens: list[int], output_lens: list[int]) -> list[AddSequence]:
         """Greedy requests of random tokens."""
-        vocabulary = range(self.info.vocab_size)
         return [
-            AddSequence(
-                next(self._ids),
-                self._random.choices(vocabulary, k=input_len),
-                SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True),
-            )
+            self._request(self._prompt(input_len), output_len)
             for input_len, output_len in zip(input_lens, output_lens, strict=True)
         ]
+
+    def _prompt(self, length: int) -> list[int]:
+        return self._random.choices(range(self.info.vocab_size), k=length)
+
+    def _request(self, prompt: list[int], output_len: int) -> AddSequence:
+        params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+        return AddSequence(next(self._ids), prompt, params)
 
     def _run(
         self, requests: list[AddSequence], at_once: int, enough: int = sys.maxsize

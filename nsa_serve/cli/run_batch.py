@@ -1,12 +1,12 @@
 """`nsa-serve run-batch`: a file of requests, answered into another file."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from nsa_serve import event_loop
 from nsa_serve.batch.progress import BatchBar
 from nsa_serve.batch.reading import InputFile
 from nsa_serve.batch.running import BatchRun
@@ -49,7 +49,7 @@ def run_batch(
             raise BatchError(f"{input_file} cannot be read and written at once")
         if config.model is None and config.runner == "model":
             bring_built_in()
-        asyncio.run(_run(config, tuple(served_model_name or ()), source, target))
+        event_loop.run(_run(config, tuple(served_model_name or ()), source, target))
 
 
 async def _run(

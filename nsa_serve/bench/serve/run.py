@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import numpy as np
 
+from nsa_serve import event_loop
 from nsa_serve.bench.serve.arrivals import arrival_times
 from nsa_serve.bench.serve.client import ask
 from nsa_serve.bench.serve.datasets import file_samples, random_samples
@@ -33,11 +34,7 @@ def run_bench(options: BenchOptions, on_point: OnPoint) -> Run:
 
     Raises `TargetError` if the target cannot be tested, `ConfigError` if the data cannot be used.
     """
-    try:
-        import uvloop
-    except ImportError:  # not on Windows
-        return asyncio.run(_Bench(options, on_point).run())
-    return uvloop.run(_Bench(options, on_point).run())
+    return event_loop.run(_Bench(options, on_point).run())
 
 
 class _Bench:
