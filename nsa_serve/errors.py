@@ -39,7 +39,11 @@ class ContextLengthError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """The bounded queue of waiting requests is full."""
+    """The bounded queue of waiting requests is full; try again after `retry_after` seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class GenerationError(NsaServeError):

@@ -1,6 +1,7 @@
 """One error body for everything, and the one table from exceptions to it."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 import msgspec
@@ -97,8 +98,8 @@ def to_api_error(error: Exception) -> ApiError:
             return error
         case ContextLengthError():
             return ApiError(400, str(error), code="context_length_exceeded", param=error.param)
-        case QueueFullError():
-            return ApiError(429, str(error), code="queue_full", headers={"Retry-After": "1"})
+        case QueueFullError(retry_after=seconds):
+            return ApiError(429, str(error), code="queue_full", headers=_retry_after(seconds))
         case RequestError():
             return bad_request(str(error), error.param)
         case GenerationError():
@@ -113,6 +114,14 @@ def to_api_error(error: Exception) -> ApiError:
             return ApiError(status, str(detail), code=_CODES.get(status), headers=headers)
         case _:
             return ApiError(500, "Internal server error", code="internal_error")
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    """In whole seconds, as HTTP has it, and as OpenAI's clients prefer it."""
+    return {
+        "Retry-After": str(math.ceil(seconds)),
+        "Retry-After-Ms": str(math.ceil(1000 * seconds)),
+    }
 
 
 def _from_validation(error: RequestValidationError) -> ApiError:

@@ -17,6 +17,8 @@ class Answer:
 
     status: int
     body: bytes
+    retry_after: float = 0.0
+    """Seconds after which to try again, where the queue is full."""
 
 
 @dataclass(frozen=True, slots=True)

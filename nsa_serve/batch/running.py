@@ -162,7 +162,7 @@ class BatchRun:
     async def _attempt(self, request: BatchRequest) -> Answer:
         """The first answer that is not about a queue that others filled."""
         while (answer := await self._api.answer(request)).status == 429:
-            await asyncio.sleep(_SECONDS_UNTIL_PLACES)
+            await asyncio.sleep(answer.retry_after or _SECONDS_UNTIL_PLACES)
         return answer
 
     def _write(self, result: Result, line: Line) -> None:

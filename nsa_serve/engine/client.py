@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from functools import cache, partial
 from typing import Self
 
-from nsa_serve.config import EngineConfig
+from nsa_serve.config import DEFAULT_NUM_SEQS, EngineConfig
 from nsa_serve.engine.connection import EngineConnection
 from nsa_serve.engine.in_flight import Delivery, InFlight
 from nsa_serve.engine.load import load_text
@@ -75,7 +75,9 @@ class AsyncEngine:
         self.num_restarts = 0
         """Starts of the engine process after it died."""
         self._config = config
-        self._in_flight = InFlight(config.max_num_unfinished)
+        self._in_flight = InFlight(
+            config.max_num_seqs or DEFAULT_NUM_SEQS, config.max_num_queued_reqs
+        )
         self._watching = Watching(self._in_flight, self._send)
         self._sequence_ids = itertools.count()
         self._grammar_checker = cache(GrammarChecker)
@@ -251,7 +253,7 @@ class AsyncEngine:
         except BaseException:
             await connection.close()
             raise
-        self._in_flight.limit = self.info.max_num_seqs + self._config.max_num_queued_reqs
+        self._in_flight.num_seqs = self.info.max_num_seqs
         self._connection = connection
         self._attached_time = time.monotonic()
         self.alive = True

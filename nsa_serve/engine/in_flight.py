@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from nsa_serve.engine.messages import SequenceOutput
 from nsa_serve.engine.request import Request
+from nsa_serve.engine.retry_times import RetryTimes
 from nsa_serve.errors import GenerationError, NsaServeError, QueueFullError, RequestError
 from nsa_serve.outputs import RequestOutput
 
@@ -60,22 +61,38 @@ class Delivery:
 
 
 class InFlight:
-    """All requests in flight; at most `limit` continuations unfinished at once."""
+    """All requests in flight; `num_seqs` of their continuations run at once, `max_queued` wait."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, num_seqs: int, max_queued: int) -> None:
         self.num_unfinished = 0
-        self.limit = limit
+        self.num_seqs = num_seqs
+        self._max_queued = max_queued
+        self._retry_times = RetryTimes(self.limit)
         self._by_request: dict[str, Delivery] = {}
         self._by_sequence: dict[int, Delivery] = {}
 
+    @property
+    def limit(self) -> int:
+        """Continuations that may be unfinished at once."""
+        return self.num_seqs + self._max_queued
+
+    @property
+    def _full(self) -> bool:
+        return self.num_unfinished >= self.num_seqs
+
     def reserve(self, request_id: str, n: int) -> Delivery:
         """Take a place for each of n continuations; raises QueueFullError if there are not n."""
+        self._retry_times.observe(full=self._full)
         if request_id in self._by_request:
             raise RequestError("a request of this id is in flight", param="request_id")
         if n > self.limit:
             raise RequestError(f"n is {n}, but only {self.limit} places exist", param="n")
         if self.num_unfinished + n > self.limit:
-            raise QueueFullError(f"{self.num_unfinished} of {self.limit} places are taken")
+            num_waiting = max(0, self.num_unfinished - self.num_seqs)
+            raise QueueFullError(
+                f"{self.num_unfinished} of {self.limit} places are taken",
+                retry_after=self._retry_times.next(num_waiting, n),
+            )
         self.num_unfinished += n
         delivery = self._by_request[request_id] = Delivery(request_id, n)
         return delivery
@@ -94,10 +111,12 @@ class InFlight:
     def push(self, outputs: Iterable[SequenceOutput]) -> list[int]:
         """Deliver what a step gave; the sequences that the core may stop now."""
         stopped: list[int] = []
+        full, num_unfinished = self._full, self.num_unfinished
         for output in outputs:
             delivery = self._by_sequence.get(output.sequence_id)
             if delivery is not None:
                 stopped += self._push(delivery, output)
+        self._retry_times.observe(full=full, num_finished=num_unfinished - self.num_unfinished)
         return stopped
 
     def abort(self, request_id: str) -> list[int]:
@@ -163,6 +182,7 @@ class InFlight:
 
     def _drop_sequences(self, delivery: Delivery) -> list[int]:
         """Give back the places of a request and expect nothing more of its sequences."""
+        self._retry_times.observe(full=self._full)
         self.num_unfinished -= delivery.num_unfinished
         delivery.num_unfinished = 0
         sequence_ids = delivery.request.sequence_ids if delivery.request is not None else ()

@@ -19,6 +19,7 @@ from nsa_api.schemas import ChatCompletionRequest, CompletionRequest
 from nsa_api.state import ServerState
 from nsa_serve.batch.requests import BatchRequest
 from nsa_serve.batch.results import Answer
+from nsa_serve.errors import QueueFullError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ class DirectApi:
             refusal = to_api_error(error)
             if refusal.code == "internal_error":
                 logger.exception("a request of a batch failed unexpectedly")
-            return Answer(refusal.status_code, refusal.body)
+            retry_after = error.retry_after if isinstance(error, QueueFullError) else 0.0
+            return Answer(refusal.status_code, refusal.body, retry_after)
         return Answer(response.status_code, bytes(response.body))
 
     async def _respond(self, request: BatchRequest) -> Response:

@@ -76,6 +76,17 @@ def test_one_failing_prompt_ends_the_others(client: TestClient, engine: FakeEngi
     assert engine.running == set()
 
 
+@pytest.mark.parametrize(("seconds", "whole"), [(1.0, "1"), (1.0004, "2"), (59.5, "60")])
+def test_a_full_queue_says_when_to_come_back(
+    client: TestClient, engine: FakeEngine, seconds: float, whole: str
+) -> None:
+    """In whole seconds, never too early, and in the milliseconds that OpenAI's clients prefer."""
+    engine.failure = QueueFullError("full", retry_after=seconds)
+    answer = client.post(COMPLETIONS, json=completion_body())
+    assert answer.headers["Retry-After"] == whole
+    assert 0 <= int(answer.headers["Retry-After-Ms"]) - 1000 * seconds < 1
+
+
 def test_starting_server_says_503_and_when_to_come_back() -> None:
     client = make_client(None)
     for answer in (client.post(COMPLETIONS, json=completion_body()), client.get("/v1/models")):
