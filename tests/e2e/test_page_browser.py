@@ -168,6 +168,46 @@ def test_stop_ends_the_request_on_the_server(page: Any, server: ServerProcess) -
     expect(page.get_by_role("button", name="Send")).to_be_enabled()
 
 
+def test_answers_match_a_schema(page: Any, server: ServerProcess) -> None:
+    page.get_by_text("Settings").click()
+    page.locator("#format").select_option("json_schema")
+    schema = page.get_by_label("JSON schema")
+    schema.fill("{no")
+    page.get_by_text("Settings").click()
+    page.get_by_label("Message", exact=True).fill("Which?")
+    page.keyboard.press("Enter")
+    expect(schema).to_be_visible()
+    assert page.locator(".message").count() == 0, "what is no JSON is not sent"
+    schema.fill('{"enum": ["left", "right"]}')
+    page.get_by_label("Message", exact=True).focus()
+    page.keyboard.press("Enter")
+    wait_for_end(page)
+    assert page.locator(".message.assistant .text").inner_text() in ('"left"', '"right"')
+
+
+def test_a_server_that_goes_is_told_and_the_question_kept(
+    browser: Any, engine: dict[str, Any]
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    with run_server(engine=engine) as server:
+        page.goto(server.url)
+        expect(page.locator("#state")).to_have_text("ready")
+        ask(page, "Go on for ever", max_tokens=3000)
+        expect(page.locator(".message.assistant .figures")).to_contain_text("tokens/s")
+        server.process.kill()
+        wait_for_end(page)
+        assert figures(page).endswith("The connection to the server broke.")
+        expect(page.locator("#state")).to_have_text("no connection")
+        page.get_by_label("Message", exact=True).fill("Are you there?")
+        page.keyboard.press("Enter")
+        wait_for_end(page)
+    assert figures(page) == "The server does not answer."
+    expect(page.get_by_label("Message", exact=True)).to_have_value("Are you there?")
+    expect(page.locator("#selection-summary")).not_to_contain_text("being computed")
+    context.close()
+
+
 def test_requests_and_rates_are_live(page: Any, server: ServerProcess) -> None:
     tile = page.locator(".tile", has_text="Tokens/s generated")
     ask(page, "Go on for a while", max_tokens=3000)

@@ -6,6 +6,8 @@ import { Selection } from "./selection.js";
 
 const selection = new Selection();
 startChat({
+  onSend: () => selection.wait(),
   onStart: (id, tokens) => selection.follow(id, tokens),
+  onNothing: () => selection.stopWaiting(),
 });
 startLive({ onLook: (id) => selection.follow(id, null) });

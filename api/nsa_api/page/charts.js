@@ -4,6 +4,7 @@ const SECONDS = 120;
 const SECONDS_OF_A_GAP = 3; // a sample comes every second, unless nobody could take it
 const WIDTH = 240;
 const HEIGHT = 44;
+const RIGHT = 5; // room for half of the latest dot
 const NS = "http://www.w3.org/2000/svg";
 
 /** A tile: a name, the latest value, and a line of its last two minutes; perhaps a second line. */
@@ -47,7 +48,8 @@ export class Tile {
     this.pointed = null;
     if (event && this.samples.length) {
       const box = this.svg.getBoundingClientRect();
-      const back = SECONDS * (1 - (event.clientX - box.left) / box.width);
+      const at = (WIDTH * (event.clientX - box.left)) / box.width;
+      const back = SECONDS * (1 - at / (WIDTH - RIGHT));
       const wanted = this.samples.at(-1).time - back;
       this.pointed = this.samples.reduce((a, b) =>
         Math.abs(b.time - wanted) < Math.abs(a.time - wanted) ? b : a,
@@ -69,7 +71,7 @@ export class Tile {
     this.svg.setAttribute("aria-label", `${this.label}: ${text} ${unit}`.trim());
     if (!latest) return;
     const top = this.max ?? 1.15 * Math.max(1e-9, ...this.samples.map((s) => Math.max(s.value ?? 0, s.second ?? 0)));
-    const x = (time) => (WIDTH * (time - latest.time + SECONDS)) / SECONDS;
+    const x = (time) => ((WIDTH - RIGHT) * (time - latest.time + SECONDS)) / SECONDS;
     const y = (value) => HEIGHT - 2 - (HEIGHT - 4) * Math.min(1, value / top);
     const runs = runsOf(this.samples, "value", this.dots);
     this.line.setAttribute("d", runs.map((run) => path(run, x, y)).join(""));

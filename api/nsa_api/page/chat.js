@@ -4,26 +4,39 @@ import { call, events, json } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** Wires the chat up. `onStart(id, tokens)` is told the request's id as soon as it is known, and
-    the array of its token ids, which grows while it streams. */
-export function startChat({ onStart }) {
+/** Wires the chat up. `onSend()` is told that a request was sent, `onStart(id, tokens)` its id as
+    soon as it is known and the array of its token ids, which grows while it streams, and
+    `onNothing()` that it may have ended before that. */
+export function startChat({ onSend, onStart, onNothing }) {
   const history = [];
   let running = null;
 
   async function send() {
     const text = $("prompt").value.trim();
-    if (!text || running) return;
+    if (!text || running || !schemaIsJson()) return;
     $("prompt").value = "";
     history.push({ role: "user", content: text });
     show("user", text);
     const answer = show("assistant", "");
     setRunning(new AbortController());
     answer.element.classList.add("busy");
+    answer.figures("Waiting for the first token");
+    onSend();
     try {
       const said = await stream(requestBody(history, await modelName()), answer, running.signal, onStart);
       history.push({ role: "assistant", content: said });
     } catch (error) {
-      history.push({ role: "assistant", content: answer.text.textContent });
+      onNothing();
+      const said = answer.text.textContent;
+      if (!answer.element.isConnected) {
+        // A new chat was begun, which knows nothing of this one.
+      } else if (said) {
+        history.push({ role: "assistant", content: said });
+      } else {
+        // It was never answered: it may be changed and sent again.
+        history.pop();
+        $("prompt").value ||= text;
+      }
       if (error.name === "AbortError") {
         answer.note("stopped");
       } else {
@@ -57,6 +70,10 @@ export function startChat({ onStart }) {
     if (event.key === "Escape") stop();
   });
   $("stop").addEventListener("click", stop);
+  $("format").addEventListener("change", (event) => {
+    $("schema-field").hidden = event.target.value !== "json_schema";
+  });
+  $("schema").addEventListener("input", (event) => event.target.setCustomValidity(""));
   $("clear").addEventListener("click", () => {
     stop();
     history.length = 0;
@@ -79,7 +96,7 @@ function requestBody(history, model) {
   const messages = system ? [{ role: "system", content: system }, ...history] : [...history];
   const body = {
     model,
-    // An answer that was stopped before its first word cannot be sent back.
+    // An answer may be empty, which not every chat template takes back.
     messages: messages.filter((message) => message.content),
     stream: true,
     stream_options: { include_usage: true },
@@ -87,7 +104,27 @@ function requestBody(history, model) {
   };
   if ($("temperature").value) body.temperature = Number($("temperature").value);
   if ($("max-tokens").value) body.max_completion_tokens = Number($("max-tokens").value);
+  const format = $("format").value;
+  if (format === "json_object") body.response_format = { type: format };
+  if (format === "json_schema") {
+    const schema = { name: "answer", schema: JSON.parse($("schema").value) };
+    body.response_format = { type: format, json_schema: schema };
+  }
   return body;
+}
+
+/** Whether the schema can be sent; if not, the field says so. */
+function schemaIsJson() {
+  const field = $("schema");
+  if ($("format").value !== "json_schema") return true;
+  try {
+    JSON.parse(field.value);
+    return true;
+  } catch (error) {
+    field.closest("details").open = true;
+    field.setCustomValidity(`No JSON: ${error.message}`);
+    return field.reportValidity();
+  }
 }
 
 /** Streams one answer into its message; returns its text. */
@@ -165,10 +202,10 @@ function show(role, content) {
       line.textContent = content;
     },
     note(content) {
-      line.textContent = line.textContent ? `${line.textContent} · ${content}` : content;
+      line.textContent = text.textContent ? `${line.textContent} · ${content}` : content;
     },
     fail(message) {
-      line.textContent = message;
+      line.textContent = text.textContent ? `${line.textContent} · ${message}` : message;
       line.classList.add("error");
       scrollToEnd(true);
     },

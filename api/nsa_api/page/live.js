@@ -23,6 +23,7 @@ export function startLive({ onLook }) {
     $("model").textContent = describe(figures.engine);
     tiles.add(figures);
     if (figures.requests) showRequests(figures.requests, figures.stats, onLook);
+    else showNothingKnown();
   });
 }
 
@@ -51,6 +52,7 @@ function showState(state) {
   const chip = $("state");
   chip.textContent = STATES[state] ?? state;
   chip.className = `chip ${state === "ready" ? "good" : state === "starting" ? "" : "bad"}`;
+  document.body.classList.toggle("gone", state === "gone");
 }
 
 function describe(engine) {
@@ -94,8 +96,15 @@ function makeTiles(parent) {
   };
 }
 
+function showNothingKnown() {
+  if ($("idle").hidden) return; // the requests of a second ago say more
+  $("idle").textContent = "Not known: the engine is in a long step.";
+  $("counts").textContent = "";
+}
+
 function showRequests(requests, stats, onLook) {
   $("idle").hidden = requests.length > 0;
+  $("idle").textContent = "None.";
   $("requests").closest("table").hidden = requests.length === 0;
   const preempted = stats.num_preemptions ? ` · ${stats.num_preemptions} preemptions` : "";
   $("counts").textContent = `${requests.length}${preempted}`;
@@ -107,27 +116,41 @@ function showRequests(requests, stats, onLook) {
 function row(request, onLook) {
   const element = document.createElement("tr");
   const name = document.createElement("code");
-  name.textContent = request.id.slice(0, 17) + (request.index ? ` #${request.index}` : "");
+  const kind = document.createElement("span");
+  kind.className = "extra";
+  kind.textContent = request.id.slice(0, request.id.indexOf("-") + 1);
+  const rest = request.id.slice(kind.textContent.length, kind.textContent.length + 8);
+  name.append(kind, rest + (request.index ? ` #${request.index}` : ""));
   name.title = request.id;
   const stage = document.createElement("span");
   stage.className = `stage ${request.state}`;
   stage.textContent = request.state + (request.num_preemptions ? " (preempted)" : "");
-  const counts = [
-    request.num_prompt_tokens,
-    request.num_cached_tokens,
-    request.num_computed_tokens,
-    request.num_generated_tokens,
-    request.num_pages,
-  ].map((count) => count.toLocaleString("en"));
+  if (request.state === "prefill") {
+    const missing = request.num_prompt_tokens + request.num_generated_tokens;
+    stage.textContent += ` ${Math.floor((100 * request.num_computed_tokens) / missing)} %`;
+  }
   const look = document.createElement("button");
   look.type = "button";
   look.className = "quiet";
   look.textContent = "Look";
   look.dataset.id = request.id;
   look.disabled = request.id.length < FULL_ID || request.index > 0;
+  if (look.disabled) look.title = request.index ? "Its first continuation can be looked at" : "Of another key";
   look.addEventListener("click", () => onLook(request.id));
-  for (const content of [name, stage, ...counts, `${request.age.toFixed(1)} s`, look]) {
-    element.insertCell().append(content);
+  const cells = [
+    [name],
+    [stage],
+    [request.num_prompt_tokens.toLocaleString("en"), "extra"],
+    [request.num_cached_tokens.toLocaleString("en"), "extra"],
+    [request.num_generated_tokens.toLocaleString("en")],
+    [request.num_pages.toLocaleString("en"), "extra"],
+    [`${request.age.toFixed(1)} s`],
+    [look],
+  ];
+  for (const [content, kind = ""] of cells) {
+    const cell = element.insertCell();
+    cell.className = kind;
+    cell.append(content);
   }
   return element;
 }

@@ -5,6 +5,7 @@ import { json, ServerError } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const MS_BETWEEN_LOOKS = 1000; // a look costs about one more step of one sequence
+const WAITING = "The prompt is being computed; what its last token reads comes with the answer.";
 const PIECES = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
 
 export class Selection {
@@ -22,6 +23,17 @@ export class Selection {
       this.map.draw();
       this.describe();
     });
+  }
+
+  /** A request was sent; its id comes with its first token. */
+  wait() {
+    if (!this.followed) $("selection-summary").textContent = WAITING;
+  }
+
+  /** It ended before its first token. */
+  stopWaiting() {
+    const summary = $("selection-summary");
+    if (summary.textContent === WAITING) summary.textContent = "Nothing is being generated.";
   }
 
   /** Show this request until it ends or another is followed. `tokens`: its token ids, where they
@@ -61,6 +73,7 @@ export class Selection {
 
   show(look) {
     $("pictures").hidden = false;
+    $("kv-head-field").hidden = false;
     const heads = look.layers.find((layer) => layer.selected_block_ids)?.selected_block_ids.length ?? 0;
     const select = $("kv-head");
     if (select.options.length !== heads + 1) {

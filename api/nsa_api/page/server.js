@@ -3,7 +3,7 @@
 let key = "";
 let asking = null;
 
-/** An answer that is no success. */
+/** An answer that is no success; of status 0, none at all. */
 export class ServerError extends Error {
   constructor(status, message) {
     super(message);
@@ -11,13 +11,19 @@ export class ServerError extends Error {
   }
 }
 
+/** For `catch`: what a browser says of a lost connection, said in words; a stop stays a stop. */
+const lost = (message) => (error) => {
+  throw error.name === "AbortError" ? error : new ServerError(0, message);
+};
+
 /** fetch, with the key; asks for it where the server does. Throws ServerError. */
 export async function call(path, options = {}) {
   for (;;) {
     const sent = key;
     const headers = { ...options.headers };
     if (sent) headers.Authorization = `Bearer ${sent}`;
-    const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+    const sending = fetch(path, { ...options, headers, cache: "no-store" });
+    const answer = await sending.catch(lost("The server does not answer."));
     if (answer.ok) return answer;
     if (answer.status !== 401) throw new ServerError(answer.status, await messageOf(answer));
     if (sent === key) await askForKey(sent !== "");
@@ -41,7 +47,8 @@ export async function* events(answer) {
   let text = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const reading = reader.read().catch(lost("The connection to the server broke."));
+      const { value, done } = await reading;
       if (done) return;
       text += value;
       let end;
