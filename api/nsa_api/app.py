@@ -40,10 +40,14 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
         state.attach(engine)
     app.state.batches = open_worker(app, settings)
     app.state.live = LiveView(state, hide_ids=len(settings.api_keys) > 1)
-    install_error_handlers(app)
+    routers = [
+        module.router for module in (completions, chat, models, files, batches, health, live, page)
+    ]
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    install_error_handlers(app, routes)
     app.add_exception_handler(ClientGone, _nobody_waits)
-    for module in (completions, chat, models, files, batches, health, live, page):
-        app.include_router(module.router)
+    for router in routers:
+        app.include_router(router)
     install_openapi(
         app, (live.RequestSelection, live.Unavailable), with_keys=bool(settings.api_keys)
     )

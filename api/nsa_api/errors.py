@@ -2,13 +2,14 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nsa_serve.errors import (
@@ -133,14 +134,26 @@ def _from_validation(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{'.'.join(path)}: {first['msg']}", code=code, param=path[0])
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Give every exception that leaves a route the one error body."""
+def install_error_handlers(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Give every exception that leaves a route the one error body; `routes` are all there are."""
 
     async def answer(request: Request, error: Exception) -> Response:
-        return to_api_error(error).response()
+        refusal = to_api_error(error)
+        if refusal.status_code == 405:
+            refusal.headers = {"Allow": ", ".join(_allowed_methods(request, routes))}
+        return refusal.response()
 
     for kind in (StarletteHTTPException, RequestValidationError, NsaServeError):
         app.add_exception_handler(kind, answer)
+
+
+def _allowed_methods(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    """Of all routes at this address; Starlette names those of the first alone."""
+    found: set[str] = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return sorted(found)
 
 
 class UnexpectedErrors:

@@ -352,6 +352,28 @@ def test_wrong_address_gets_the_one_error_body(
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", COMPLETIONS, "POST"),
+        ("PUT", "/ping", "GET, HEAD, POST"),
+        ("PUT", "/v1/files", "GET, POST"),
+        ("PUT", "/v1/files/x", "DELETE, GET"),
+        ("DELETE", "/v1/models/x/y", "GET"),
+        ("POST", "/", "GET, HEAD"),
+    ],
+)
+def test_wrong_method_is_told_every_right_one(
+    client: TestClient, method: str, path: str, allowed: str
+) -> None:
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+def test_form_sent_by_a_wrong_method_is_told_so(client: TestClient) -> None:
+    assert client.put("/v1/files", files={"file": b"x"}).status_code == 405
+
+
 def test_error_messages_do_not_echo_a_long_input(client: TestClient) -> None:
     answer = client.post(
         COMPLETIONS, json=completion_body(model="x" * 250, temperature="y" * 10**6)
