@@ -10,20 +10,25 @@ from nsa_serve.cli.chat import chat
 from nsa_serve.cli.convert import convert
 from nsa_serve.cli.doctor import doctor
 from nsa_serve.cli.generate import generate
+from nsa_serve.cli.help import HelpfulCommand
 from nsa_serve.cli.plan import plan
 from nsa_serve.cli.run_batch import run_batch
 from nsa_serve.cli.serve import serve
 from nsa_serve.cli.train import train
 
 app = typer.Typer(
-    help="Serve models with Native Sparse Attention.",
+    help=(
+        "Serve models with Native Sparse Attention.\n\n"
+        "`nsa-serve serve` starts a server with the built-in model on http://127.0.0.1:8000; "
+        "every COMMAND has a --help of its own, with examples."
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # its tables cut long flags short
     pretty_exceptions_enable=False,
 )
 for command in (serve, generate, chat, plan, run_batch, train, doctor, convert):
-    app.command()(command)
+    app.command(cls=HelpfulCommand)(command)
 app.add_typer(bench.app, name="bench")
 
 

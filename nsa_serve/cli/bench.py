@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from nsa_serve.cli.bench_serve import serve
+from nsa_serve.cli.help import HelpfulCommand
 from nsa_serve.cli.options import ModelArgument, engine_options
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.progress import ProgressBar
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from nsa_serve.bench.results import EngineReport, Report
 
 app = typer.Typer(
-    help="Measure attention kernels, a whole engine, or a server under load.",
+    help="Measure a server, an engine, or attention kernels.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-app.command()(serve)
+app.command(cls=HelpfulCommand)(serve)
 
 _BATCHES = (1, 8, 32)
 _CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
@@ -45,7 +46,7 @@ AsJson = Annotated[bool, typer.Option("--json", help=_JSON_HELP)]
 InputLen = Annotated[list[int] | None, typer.Option(help="Tokens of a prompt.", min=1)]
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def kernels(
     heads: Annotated[list[str] | None, typer.Option(help=_HEADS_HELP)] = None,
     batch: Annotated[list[int] | None, typer.Option(help=_BATCH_HELP, min=1)] = None,
@@ -57,9 +58,10 @@ def kernels(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """One attention layer: decode and prefill, NSA beside dense, with the floor of the machine.
+    """One attention layer, NSA beside dense.
 
-    Every time is of a result that was checked. The exit status is 1 if one of NSA's was wrong.
+    Decode and prefill, beside what the machine could do at best. Every time is of a result that
+    was checked. The exit status is 1 if one of NSA's was wrong.
     """
     from nsa_serve.bench.kernels import KernelBench, KernelOptions
     from nsa_serve.bench.results import write_report
@@ -91,7 +93,7 @@ def kernels(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 @engine_options(model=ModelArgument)
 def latency(
     config: EngineConfig,
@@ -107,10 +109,10 @@ def latency(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time to the first token and between tokens, for batches of random prompts.
+    """Time to the first token and between tokens.
 
-    --input-len and --batch-size may be given several times: 512, and 1. Random weights serve for
-    measuring too: random:1b, random:8b.
+    For batches of random prompts. --input-len and --batch-size may be given several times: 512,
+    and 1. Random weights serve for measuring too: random:1b, random:8b.
     """
     from nsa_serve.bench.engine import EngineBench
 
@@ -125,7 +127,7 @@ def latency(
     _show(bench.report(latency=points), output, as_json)
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 @engine_options(model=ModelArgument)
 def throughput(
     config: EngineConfig,
@@ -138,7 +140,10 @@ def throughput(
     output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tokens per second of many random requests, given to the engine as fast as it takes them."""
+    """Tokens per second of many requests.
+
+    Their prompts are random, and the engine gets them as fast as it takes them.
+    """
     from nsa_serve.bench.engine import EngineBench, random_lengths
 
     if not 0.0 <= vary < 1.0:

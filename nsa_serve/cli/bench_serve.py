@@ -93,10 +93,10 @@ def serve(
     report: Annotated[Path | None, typer.Option(help=_REPORT_HELP)] = None,
     more_goals: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
 ) -> None:
-    """Load an OpenAI-compatible server and measure what its users would see.
+    """Load a server and measure what its users see.
 
-    Prints vLLM's block of figures. Exits with 1 if no request succeeded, with 130 after Ctrl-C,
-    which keeps what was measured until then.
+    Any server that speaks OpenAI's API. Prints vLLM's block of figures. Exits with 1 if no request
+    succeeded, with 130 after Ctrl-C, which keeps what was measured until then.
     """
     try:
         from nsa_serve.bench.serve.run import run_bench

@@ -7,7 +7,13 @@ from typing import Any
 
 import typer
 
-from nsa_serve.cli.options import ModelArgument, Sampling, engine_options, sampling_options
+from nsa_serve.cli.options import (
+    FOR_MANY,
+    ModelArgument,
+    Sampling,
+    engine_options,
+    sampling_options,
+)
 from nsa_serve.cli.session import Answer, Session, open_session
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.prompts import ChatPrompt
@@ -17,7 +23,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a
 
 
 @sampling_options
-@engine_options(model=ModelArgument, max_num_seqs=1)
+@engine_options(model=ModelArgument, hidden=FOR_MANY, max_num_seqs=1)
 def chat(config: EngineConfig, sampling: Sampling) -> None:
     """Talk with a model. From a pipe, each line is a turn."""
     interactive = sys.stdin.isatty()

@@ -18,9 +18,10 @@ def convert(
     tokenizer: Annotated[Path | None, typer.Option(help=_TOKENIZER_HELP)] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model folder.")] = False,
 ) -> None:
-    """Write a checkpoint of any family as a model folder in our own format.
+    """Write any checkpoint as a model folder of ours.
 
-    Weights keep their type. A folder of safetensors can be served without converting it.
+    Of any family (docs/families.md). Weights keep their type. A folder of safetensors can be
+    served without converting it.
     """
     from nsa_serve.model.loading.convert import convert_checkpoint
 

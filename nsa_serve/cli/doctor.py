@@ -17,7 +17,10 @@ _LOOKS: dict[Status, tuple[str, str]] = {
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Say what this machine can run and why not; the exit status is 1 if nothing can run."""
+    """Say what this machine can run, and why not.
+
+    The exit status is 1 if nothing can run.
+    """
     findings = check_all()
     if as_json:
         print(msgspec.json.encode(findings).decode())

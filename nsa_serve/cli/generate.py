@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from nsa_serve.cli.options import ModelOption, Sampling, engine_options, sampling_options
+from nsa_serve.cli.options import (
+    FOR_MANY,
+    ModelOption,
+    Sampling,
+    engine_options,
+    sampling_options,
+)
 from nsa_serve.cli.session import Answer, open_session
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.prompts import ChatPrompt, Prompt
@@ -14,7 +20,7 @@ from nsa_serve.text.tokenizer import Tokenizer
 
 
 @sampling_options
-@engine_options(model=ModelOption, max_num_seqs=1)
+@engine_options(model=ModelOption, hidden=FOR_MANY, max_num_seqs=1)
 def generate(
     config: EngineConfig,
     sampling: Sampling,
@@ -25,9 +31,10 @@ def generate(
         bool, typer.Option("--raw", help="Continue the bare text, without the chat template.")
     ] = False,
 ) -> None:
-    """Continue one prompt, printed as it comes; a line of figures follows on standard error.
+    """Continue one prompt.
 
-    A model with a chat template answers the prompt as a user's message.
+    It is printed as it comes; a line of figures follows on standard error. A model with a chat
+    template answers the prompt as a user's message.
     """
     text = _read_prompt() if prompt is None else prompt
     if not text:

@@ -6,7 +6,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, get_type_hints
 
 import msgspec
@@ -43,6 +43,8 @@ _ENGINE_HELP = {
     "enforce_eager": "On a GPU, do not replay decode steps as CUDA graphs.",
     "runner": "",
 }
+FOR_MANY = ("max_num_seqs", "max_num_queued_reqs", "scheduling_policy")
+"""Fields that mean nothing to a command with one request at a time."""
 _SAMPLING_HELP = {
     "max_tokens": "Length of the answer at most; what the context holds unless given.",
     "temperature": "0 always takes the likeliest token.",
@@ -53,16 +55,18 @@ _SAMPLING_HELP = {
 }
 
 
-def engine_options(*, model: Any, **defaults: Any) -> Callable[[Command], Command]:
+def engine_options(
+    *, model: Any, hidden: Collection[str] = (), **defaults: Any
+) -> Callable[[Command], Command]:
     """Replace `config` by `model`, an argument or option, and a flag for each other field;
-    `defaults` are the command's own."""
+    `defaults` are the command's own, and the flags in `hidden` are left out of its help."""
     types = get_type_hints(EngineConfig)
     flags = [
         _flag(
             field.name,
             types[field.name],
             defaults.get(field.name, field.default),
-            _ENGINE_HELP[field.name],
+            "" if field.name in hidden else _ENGINE_HELP[field.name],
         )
         for field in msgspec.structs.fields(EngineConfig)
         if field.name != "model"

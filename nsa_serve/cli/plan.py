@@ -29,7 +29,10 @@ def plan(
     dtype: Annotated[PlanDType, typer.Option(help="Type of weights and cache.")] = "bfloat16",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Say what a model needs and what fits where, without a GPU and without weights."""
+    """Say what a model needs and what fits where.
+
+    This takes its configuration alone: no GPU and no weights.
+    """
     from nsa_serve.cli.machine import memory_gib
     from nsa_serve.cli.plan_tables import print_plan
     from nsa_serve.engine.plan import make_plan

@@ -88,9 +88,10 @@ def train(
         bool, typer.Option("--resume", help="Go on with the run in the folder, as it was asked.")
     ] = False,
 ) -> None:
-    """Train a model that `nsa-serve serve` takes as it is.
+    """Train a model to serve.
 
-    With a data file on text, byte by byte; without, on a sequence of digits.
+    The folder is one that `nsa-serve serve` takes as it is. With a data file on text, byte by
+    byte; without, on a sequence of digits.
     """
     if resume:
         _refuse_settings(context)
