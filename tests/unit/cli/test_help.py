@@ -9,7 +9,7 @@ import pytest
 import typer.main
 
 from nsa_serve.cli.app import app
-from nsa_serve.cli.help import WORDS, EXAMPLES
+from nsa_serve.cli.help import EXAMPLES, WORDS
 from tests.support.command_line import run_here
 
 
