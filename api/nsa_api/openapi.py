@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from nsa_api import responses
 from nsa_api.auth import PUBLIC_PATHS
-from nsa_api.batches.records import BatchRecord, FileRecord
+from nsa_api.batches.records import MAX_EXPIRY, MIN_EXPIRY, BatchRecord, FileRecord
 from nsa_api.errors import ErrorResponse
 
 _REF = "#/components/schemas/{name}"
@@ -30,7 +30,7 @@ _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     responses.BatchList,
     responses.FileDeleted,
 )
-_HIDDEN = (("FileRecord", "owner"), ("BatchRecord", "owner"))
+_HIDDEN = (("FileRecord", "owner"), ("BatchRecord", "owner"), ("BatchRecord", "output_seconds"))
 """Fields that lie on disk and are never told."""
 
 
@@ -61,6 +61,12 @@ UPLOAD: dict[str, Any] = {
                     "properties": {
                         "file": {"type": "string", "format": "binary", "minLength": 1},
                         "purpose": {"type": "string", "enum": ["batch"]},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": MIN_EXPIRY,
+                            "maximum": MAX_EXPIRY,
+                        },
                     },
                 }
             }

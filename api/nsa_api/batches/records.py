@@ -1,5 +1,7 @@
 """Files and batches as OpenAI's clients read them, and as they lie on disk."""
 
+import secrets
+import time
 from typing import Any, Literal
 
 import msgspec
@@ -17,6 +19,8 @@ BatchStatus = Literal[
 UNFINISHED: frozenset[BatchStatus] = frozenset(
     {"validating", "in_progress", "finalizing", "cancelling"}
 )
+MIN_EXPIRY, MAX_EXPIRY = 3600, 2_592_000
+"""Seconds for which a client may have a file kept."""
 
 
 class FileRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -26,6 +30,8 @@ class FileRecord(msgspec.Struct, kw_only=True, omit_defaults=True):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
+    expires_at: int | None = None
+    """From when on it is not there any more."""
     filename: str
     purpose: Literal["batch", "batch_output"]
     status: Literal["processed"] = "processed"
@@ -80,6 +86,8 @@ class BatchRecord(msgspec.Struct, kw_only=True):
     cancelled_at: int | None = None
     request_counts: RequestCounts = msgspec.field(default_factory=RequestCounts)
     metadata: dict[str, str] | None = None
+    output_seconds: int | None = None
+    """For how long its files are kept, if the client said so; never told."""
     owner: str = ""
 
     def turn(self, status: BatchStatus, now: int) -> None:
@@ -91,8 +99,19 @@ class BatchRecord(msgspec.Struct, kw_only=True):
 def public(record: FileRecord | BatchRecord) -> dict[str, Any]:
     """What a client is told."""
     shown: dict[str, Any] = msgspec.to_builtins(record)
-    shown.pop("owner", None)
+    for hidden in ("owner", "output_seconds"):
+        shown.pop(hidden, None)
     shown["object"] = record.object
     if isinstance(record, FileRecord):
         shown["status"] = record.status
     return shown
+
+
+def stamp(microseconds: int) -> str:
+    """The beginning of an id: ids in their order are in that of their times."""
+    return f"{microseconds:014x}"
+
+
+def new_id(kind: str) -> str:
+    """An id that nobody can guess, after every earlier one of its kind."""
+    return f"{kind}{stamp(time.time_ns() // 1000)}{secrets.token_hex(9)}"

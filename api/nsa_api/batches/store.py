@@ -9,7 +9,6 @@ A record is written beside its place and moved there, so a crash leaves the old 
 import fcntl
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +31,7 @@ class Store:
             self.files = _load(folder / "files", FileRecord)
             self.batches = _load(folder / "batches", BatchRecord)
             self._drop_strays()
+            self.drop_old()
         except OSError as error:
             raise BatchError(f"{folder}: {error.strerror}") from None
 
@@ -42,16 +42,30 @@ class Store:
     @property
     def num_bytes(self) -> int:
         """What all files take."""
-        return sum(file.bytes for file in self.files.values())
+        return sum(file.bytes for file in list(self.files.values()))
 
     @property
     def room(self) -> int:
         """Bytes that may be added."""
         return max(0, self._max_bytes - self.num_bytes)
 
-    def new_file_id(self) -> str:
-        """An id that nobody can guess."""
-        return f"file-{uuid.uuid4().hex}"
+    def expiry(self, created_at: int, seconds: int | None) -> int:
+        """When a file ends that is to be kept for so long, or for as long as we keep any."""
+        return int(created_at + min(seconds or self._max_seconds, self._max_seconds))
+
+    def find_file(self, file_id: str) -> FileRecord | None:
+        """A file that has not expired; one that has is forgotten, once no batch reads it."""
+        file = self.files.get(file_id)
+        if file is None or not self._is_over(file):
+            return file
+        if not self.in_use(file.id):
+            self.delete_file(file)
+        return None
+
+    def live_files(self) -> list[FileRecord]:
+        """All files that have not expired; the others are forgotten."""
+        self.drop_old()
+        return [file for file in list(self.files.values()) if not self._is_over(file)]
 
     def content(self, file_id: str) -> Path:
         """Where a file's bytes are."""
@@ -92,18 +106,21 @@ class Store:
     def unfinished(self) -> list[BatchRecord]:
         """Batches that are to be worked on, the oldest first."""
         batches = [batch for batch in self.batches.values() if batch.status in UNFINISHED]
-        return sorted(batches, key=lambda batch: (batch.created_at, batch.id))
+        return sorted(batches, key=lambda batch: batch.id)
 
     def drop_old(self) -> None:
         """Forget what is past its age, unless an unfinished batch needs it."""
-        oldest = time.time() - self._max_seconds
         for file in list(self.files.values()):
-            if file.created_at < oldest and not self.in_use(file.id):
+            if self._is_over(file) and not self.in_use(file.id):
                 self.delete_file(file)
+        oldest = time.time() - self._max_seconds
         for batch in list(self.batches.values()):
             if batch.created_at < oldest and batch.status not in UNFINISHED:
                 del self.batches[batch.id]
                 (self.folder / "batches" / f"{batch.id}.json").unlink(missing_ok=True)
+
+    def _is_over(self, file: FileRecord) -> bool:
+        return time.time() >= (file.expires_at or self.expiry(file.created_at, None))
 
     def _drop_strays(self) -> None:
         """Content that a crash left without a record."""

@@ -18,6 +18,7 @@ from nsa_api.batches.records import (
     BatchRecord,
     FileRecord,
     RequestCounts,
+    stamp,
 )
 from nsa_api.batches.store import Store
 from nsa_api.settings import ApiSettings
@@ -27,6 +28,8 @@ from nsa_serve.batch.writing import OutputFile
 from nsa_serve.errors import BatchError
 
 logger = logging.getLogger(__name__)
+
+_SECONDS_BETWEEN_SWEEPS = 60.0
 
 
 def open_worker(app: FastAPI, settings: ApiSettings) -> "BatchWorker | None":
@@ -51,6 +54,7 @@ class BatchWorker:
         self.store, self._app = store, app
         self._news = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.Task[None] | None = None
         self._current: tuple[str, asyncio.Task[Progress]] | None = None
         self._stopping = False
 
@@ -59,13 +63,15 @@ class BatchWorker:
         self._news.set()
         if self._work is None:
             self._work = asyncio.create_task(self._serve())
+            self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
         """Leave what is in work to the next server."""
         self._stopping = True
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
+        tasks = [task for task in (self._work, self._sweeper) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self.store.close()
 
     def cancel(self, batch: BatchRecord) -> None:
@@ -79,7 +85,6 @@ class BatchWorker:
     async def _serve(self) -> None:
         while True:
             self._news.clear()
-            self.store.drop_old()
             for batch in self.store.unfinished():
                 try:
                     await self._answer(batch)
@@ -89,6 +94,15 @@ class BatchWorker:
                     logger.exception("batch %s failed unexpectedly", batch.id)
                     self._fail(batch, "internal_error", "Internal server error")
             await self._news.wait()
+
+    async def _sweep(self) -> None:
+        """Forget what is over, whether or not anybody asks for it again."""
+        while True:
+            await asyncio.sleep(_SECONDS_BETWEEN_SWEEPS)
+            try:
+                self.store.drop_old()
+            except OSError as error:
+                logger.warning("an expired file could not be removed: %s", error)
 
     async def _answer(self, batch: BatchRecord) -> None:
         source = self.store.content(batch.input_file_id)
@@ -143,29 +157,33 @@ class BatchWorker:
     async def _finish(self, batch: BatchRecord, expired: bool) -> None:
         """Part the results into answers and failures, as files of their own."""
         cancelled = batch.status == "cancelling"
-        if not cancelled:
+        if batch.status == "in_progress":
             batch.turn("finalizing", int(time.time()))
             self.store.save(batch)
+        made_at = (batch.cancelling_at if cancelled else batch.finalizing_at) or batch.created_at
         partial = self.store.partial(batch.id)
-        names = [f"file-{batch.id.removeprefix('batch_')}{end}" for end in ("a", "b")]
+        # The same names after a crash: what it left is written over.
+        name = f"file-{stamp(made_at * 1_000_000)}{batch.id[-18:]}"
+        names = [f"{name}{end}" for end in ("a", "b")]
         paths = [self.store.content(name) for name in names]
         counts = batch.request_counts
         counts.completed, counts.failed = await asyncio.to_thread(_part, partial, *paths)
         if counts.completed:
-            batch.output_file_id = self._add(names[0], batch, "output")
+            batch.output_file_id = self._add(names[0], batch, made_at, "output")
         if counts.failed:
-            batch.error_file_id = self._add(names[1], batch, "error")
+            batch.error_file_id = self._add(names[1], batch, made_at, "error")
         ended = time.time()
         batch.turn("cancelled" if cancelled else "expired" if expired else "completed", int(ended))
         self.store.save(batch)
         for path in (partial, *(path for path in paths if path.stem not in self.store.files)):
             path.unlink(missing_ok=True)
 
-    def _add(self, file_id: str, batch: BatchRecord, kind: str) -> str:
+    def _add(self, file_id: str, batch: BatchRecord, made_at: int, kind: str) -> str:
         record = FileRecord(
             id=file_id,
             bytes=self.store.content(file_id).stat().st_size,
-            created_at=int(time.time()),
+            created_at=made_at,
+            expires_at=self.store.expiry(made_at, batch.output_seconds),
             filename=f"{batch.id}_{kind}.jsonl",
             purpose="batch_output",
             owner=batch.owner,

@@ -2,14 +2,20 @@
 
 import asyncio
 import time
-import uuid
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from nsa_api.batches.records import UNFINISHED, BatchRecord, public
+from nsa_api.batches.records import (
+    MAX_EXPIRY,
+    MIN_EXPIRY,
+    UNFINISHED,
+    BatchRecord,
+    new_id,
+    public,
+)
 from nsa_api.batches.store import Store
 from nsa_api.errors import ApiError, bad_request
 from nsa_api.openapi import documented, paged
@@ -30,6 +36,13 @@ MetadataKey = Annotated[str, Field(max_length=64)]
 MetadataValue = Annotated[str, Field(max_length=512)]
 
 
+class ExpiresAfter(Body):
+    """How long files are kept."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=MIN_EXPIRY, le=MAX_EXPIRY)]
+
+
 class BatchBody(Body):
     """POST /v1/batches."""
 
@@ -37,6 +50,7 @@ class BatchBody(Body):
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,2}h$")]
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 @router.post("/v1/batches", responses=documented(BatchRecord))
@@ -49,15 +63,16 @@ async def create_batch(body: BatchBody, request: Request) -> Response:
     if len(worker.store.unfinished()) >= MAX_UNFINISHED:
         text = f"{MAX_UNFINISHED} batches are unfinished"
         raise ApiError(429, text, code="too_many_batches", headers={"Retry-After": "60"})
-    now = int(time.time())
+    now, expires = int(time.time()), body.output_expires_after
     batch = BatchRecord(
-        id=f"batch_{uuid.uuid4().hex}",
+        id=new_id("batch_"),
         endpoint=body.endpoint,
         input_file_id=file.id,
         completion_window=body.completion_window,
         created_at=now,
         expires_at=now + int(body.completion_window[:-1]) * _HOUR,
         metadata=body.metadata,
+        output_seconds=expires.seconds if expires is not None else None,
         owner=owner,
     )
     worker.store.save(batch)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
 from nsa_api.batches.multipart import Part, boundary_of, parts
-from nsa_api.batches.records import FileRecord, public
+from nsa_api.batches.records import MAX_EXPIRY, MIN_EXPIRY, FileRecord, new_id, public
 from nsa_api.batches.store import Store
 from nsa_api.batches.worker import BatchWorker
 from nsa_api.body import MIN_BODY_RATE
@@ -29,6 +29,9 @@ router = APIRouter()
 MAX_LISTED = 10_000
 _MAX_FIELD_BYTES = 1024
 _MAX_NAME = 255
+_MAX_NAMED = 32
+_FIELDS = ("purpose", "expires_after[anchor]", "expires_after[seconds]")
+_HEADER_SAFE = re.compile(r"[A-Za-z0-9_.\[\]\-]{1,64}")
 _MAX_OTHER_BYTES = 64 << 10
 """Of a form beside its file."""
 
@@ -50,7 +53,7 @@ def owner_of(request: Request) -> str:
 
 def find_file(store: Store, file_id: str, owner: str, param: str | None = None) -> FileRecord:
     """A file of this owner; raises a 404."""
-    file = store.files.get(file_id)
+    file = store.find_file(file_id)
     if file is None or file.owner != owner:
         raise ApiError(404, f"No such file: {file_id[:64]!r}", code="not_found", param=param)
     return file
@@ -60,14 +63,15 @@ def find_file(store: Store, file_id: str, owner: str, param: str | None = None) 
 async def create_file(request: Request) -> Response:
     """Upload the requests of a batch."""
     store = batch_worker(request).store
-    upload = _Upload(store, store.new_file_id(), server_state(request).settings)
+    store.drop_old()
+    upload = _Upload(store, server_state(request).settings)
     try:
         record = await upload.read(request, owner_of(request))
         await asyncio.to_thread(store.save, record)
     except BaseException:
         upload.path.unlink(missing_ok=True)
         raise
-    return json_response(public(record))
+    return json_response(public(record), upload.ignored_header)
 
 
 @router.get(
@@ -80,7 +84,7 @@ async def list_files(request: Request) -> Response:
     owner, purpose = owner_of(request), request.query_params.get("purpose")
     files = [
         file
-        for file in batch_worker(request).store.files.values()
+        for file in batch_worker(request).store.live_files()
         if file.owner == owner and purpose in (None, file.purpose)
     ]
     return listed(request, files, default_limit=MAX_LISTED, max_limit=MAX_LISTED)
@@ -119,9 +123,10 @@ async def delete_file(file_id: str, request: Request) -> Response:
 class _Upload:
     """A form with a file, which goes to disk as it comes."""
 
-    def __init__(self, store: Store, file_id: str, settings: ApiSettings) -> None:
-        self.path: Path = store.content(file_id)
-        self._id, self._timeout = file_id, settings.read_timeout
+    def __init__(self, store: Store, settings: ApiSettings) -> None:
+        self._id, self._created_at = new_id("file-"), int(time.time())
+        self.path: Path = store.content(self._id)
+        self._store, self._timeout = store, settings.read_timeout
         self._max_bytes = min(settings.max_file_bytes, store.room)
         self._fields: dict[str, str] = {}
         self._file: tuple[str, int] | None = None
@@ -134,7 +139,7 @@ class _Upload:
             raise self._too_large()
         async for part in parts(self._chunks(request), boundary):
             if part.name == "file":
-                await self._store(part)
+                await self._keep(part)
             else:
                 await self._note(part)
         if self._fields.get("purpose") != "batch":
@@ -145,11 +150,31 @@ class _Upload:
         return FileRecord(
             id=self._id,
             bytes=size,
-            created_at=int(time.time()),
+            created_at=self._created_at,
+            expires_at=self._store.expiry(self._created_at, self._seconds_to_keep()),
             filename=filename,
             purpose="batch",
             owner=owner,
         )
+
+    @property
+    def ignored_header(self) -> dict[str, str]:
+        """The header that names the fields that nothing honours, if there are any."""
+        names = [n for n in self._fields if n not in _FIELDS and _HEADER_SAFE.fullmatch(n)]
+        return {"X-Ignored-Fields": ", ".join(names[:_MAX_NAMED])} if names else {}
+
+    def _seconds_to_keep(self) -> int | None:
+        """What `expires_after` asks for; forms have no objects, so its fields come one by one."""
+        anchor, seconds = (self._fields.get(f"expires_after[{n}]") for n in ("anchor", "seconds"))
+        if anchor is None and seconds is None:
+            return None
+        if anchor != "created_at":
+            raise bad_request("expires_after.anchor must be created_at", "expires_after")
+        digits = seconds or ""
+        if not re.fullmatch("[0-9]{1,9}", digits) or not MIN_EXPIRY <= int(digits) <= MAX_EXPIRY:
+            text = f"expires_after.seconds must be a number from {MIN_EXPIRY} to {MAX_EXPIRY}"
+            raise bad_request(text, "expires_after")
+        return int(digits)
 
     async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
         """The body, if it comes fast enough and is not too large."""
@@ -171,7 +196,7 @@ class _Upload:
             if not message.get("more_body", False):
                 return
 
-    async def _store(self, part: Part) -> None:
+    async def _keep(self, part: Part) -> None:
         if self._file is not None:
             raise bad_request("file is given twice", "file")
         size = 0

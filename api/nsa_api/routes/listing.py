@@ -1,5 +1,6 @@
 """Lists in pages, as OpenAI's clients walk through them."""
 
+import re
 from collections.abc import Sequence
 
 from fastapi import Request
@@ -8,6 +9,8 @@ from starlette.responses import Response
 from nsa_api.batches.records import BatchRecord, FileRecord, public
 from nsa_api.errors import bad_request
 from nsa_api.routes.common import json_response
+
+_ID = re.compile("(file-|batch_)[0-9a-f]{1,64}")
 
 
 def listed(
@@ -27,18 +30,18 @@ def listed(
     count = default_limit if limit is None else int(limit)
     if not 1 <= count <= max_limit:
         raise bad_request(f"limit must be between 1 and {max_limit}", "limit")
-    ordered = sorted(records, key=lambda r: (r.created_at, r.id), reverse=order == "desc")
-    ids = [record.id for record in ordered]
-    start = ids.index(after) + 1 if after in ids else 0
-    if after is not None and not start:
-        raise bad_request("after must be the id of something in the list", "after")
-    page = ordered[start : start + count]
+    if after is not None and not _ID.fullmatch(after):
+        raise bad_request("after must be the last id of the page before", "after")
+    rest = sorted(records, key=lambda record: record.id, reverse=order == "desc")
+    if after is not None:  # ids are in the order of time, so it need not be there any more
+        rest = [r for r in rest if (r.id < after if order == "desc" else r.id > after)]
+    page = rest[:count]
     return json_response(
         {
             "object": "list",
             "data": [public(record) for record in page],
             "first_id": page[0].id if page else None,
             "last_id": page[-1].id if page else None,
-            "has_more": start + count < len(ordered),
+            "has_more": count < len(rest),
         }
     )

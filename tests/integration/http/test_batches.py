@@ -15,6 +15,7 @@ from tests.support.batches import CHAT_URL, URL, line
 from tests.support.command_line import expected_text
 from tests.support.http_server import ServerProcess, run_server
 
+ENDPOINT: Any = URL
 KEY, OTHER_KEY = "a-key", "another-key"
 Fields = dict[str, Any]
 SLOW = {"step_seconds": 0.03}
@@ -134,6 +135,93 @@ def test_lists_come_in_pages(client: openai.OpenAI) -> None:
     assert set(made) <= set(listed)
     assert len(listed) == len(set(listed))
     assert len(client.batches.list(limit=2).data) == 2
+
+
+def test_lists_are_in_the_order_of_time(client: openai.OpenAI) -> None:
+    files = [client.files.create(file=(f"{i}", lines(1)), purpose="batch").id for i in range(5)]
+    newest = [file.id for file in client.files.list(purpose="batch").data[:5]]
+    assert newest == files[::-1]
+    after = client.files.list(after=files[1], order="asc", limit=2)
+    assert [file.id for file in after.data] == files[2:4]
+    assert [file.id for file in client.files.list(after=files[2], limit=2).data] == files[1::-1]
+
+
+def test_a_list_may_be_deleted_while_it_is_read(server: ServerProcess) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=OTHER_KEY, max_retries=0) as other:
+        for _ in range(5):
+            other.files.create(file=("a", lines(1)), purpose="batch")
+        assert sum(other.files.delete(f.id).deleted for f in other.files.list(limit=2)) == 5
+        assert not list(other.files.list())
+
+
+def test_files_end_when_the_client_says(client: openai.OpenAI) -> None:
+    create = client.files.with_raw_response.create
+    named = create(
+        file=("a", lines(1)),
+        purpose="batch",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+        extra_body={"colour": "red"},
+    )
+    assert named.headers["X-Ignored-Fields"] == "colour"
+    file = named.parse()
+    assert file.expires_at == file.created_at + 3600
+    assert client.files.retrieve(file.id) == file
+    unnamed = create(file=("a", lines(1)), purpose="batch")
+    assert "X-Ignored-Fields" not in unnamed.headers
+    assert unnamed.parse().expires_at == unnamed.parse().created_at + 30 * 86_400
+    before = len(client.files.list().data)
+    bad: list[Any] = [{"anchor": "created_at", "seconds": s} for s in (3599, 2_592_001, "1e4", "")]
+    for fields in (*bad, {"anchor": "now", "seconds": 3600}, {"anchor": "created_at"}):
+        with pytest.raises(openai.BadRequestError, match="expires_after"):
+            client.files.create(file=("a", lines(1)), purpose="batch", expires_after=fields)
+    assert len(client.files.list().data) == before
+
+
+def test_what_a_batch_makes_ends_when_the_client_says(client: openai.OpenAI) -> None:
+    file = client.files.create(file=("a", lines(1) + b"nonsense\n"), purpose="batch")
+    make = client.batches.with_raw_response.create
+    made = make(
+        input_file_id=file.id,
+        endpoint=ENDPOINT,
+        completion_window="24h",
+        output_expires_after={"anchor": "created_at", "seconds": 7200},
+    )
+    assert "X-Ignored-Fields" not in made.headers
+    assert "output_seconds" not in made.text
+    batch = wait(client, made.parse(), ended)
+    for file_id in (batch.output_file_id, batch.error_file_id):
+        assert file_id is not None
+        output = client.files.retrieve(file_id)
+        assert output.expires_at == output.created_at + 7200
+        assert output.purpose == "batch_output"
+    for seconds in (3599, 2_592_001):
+        with pytest.raises(openai.BadRequestError, match="output_expires_after"):
+            make(
+                input_file_id=file.id,
+                endpoint=ENDPOINT,
+                completion_window="24h",
+                output_expires_after={"anchor": "created_at", "seconds": seconds},
+            )
+
+
+def test_a_file_that_has_expired_is_gone(tmp_path: Path) -> None:
+    with serving(tmp_path, batch_days=2 / 86_400) as (_, client):
+        files = [client.files.create(file=("a", lines(1)), purpose="batch") for _ in range(2)]
+        content = [tmp_path / "files" / f"{file.id}.jsonl" for file in files]
+        ends = files[1].expires_at
+        assert ends is not None
+        while time.time() < ends:
+            time.sleep(0.05)
+        for call in (client.files.retrieve, client.files.content, client.files.delete):
+            with pytest.raises(openai.NotFoundError):
+                call(files[0].id)
+        with pytest.raises(openai.NotFoundError):
+            client.batches.create(
+                input_file_id=files[0].id, endpoint=ENDPOINT, completion_window="24h"
+            )
+        assert [path.exists() for path in content] == [False, True]
+        assert not list(client.files.list())
+        assert not content[1].exists()
 
 
 def test_nobody_sees_what_another_key_has(server: ServerProcess, client: openai.OpenAI) -> None:
