@@ -12,7 +12,7 @@ from nsa_api.engine import Engine
 from nsa_api.errors import UnexpectedErrors, install_error_handlers
 from nsa_api.http_metrics import HttpMetrics
 from nsa_api.limits import HeadLimits
-from nsa_api.live import LiveView
+from nsa_api.live import LiveFigures, LiveView
 from nsa_api.openapi import ERRORS, install_openapi
 from nsa_api.routes import batches, chat, completions, files, health, live, models, page
 from nsa_api.settings import ApiSettings
@@ -49,7 +49,9 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
     for router in routers:
         app.include_router(router)
     install_openapi(
-        app, (live.RequestSelection, live.Unavailable), with_keys=bool(settings.api_keys)
+        app,
+        (live.RequestSelection, live.Unavailable, LiveFigures),
+        with_keys=bool(settings.api_keys),
     )
     # The layer that is added last is the outermost.
     app.add_middleware(UnexpectedErrors)

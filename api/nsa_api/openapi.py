@@ -77,16 +77,40 @@ UPLOAD: dict[str, Any] = {
 
 
 def documented(
-    answer: type[msgspec.Struct] | Sequence[type[msgspec.Struct]], *, streamed: bool = False
+    answer: type[msgspec.Struct] | Sequence[type[msgspec.Struct]],
+    *,
+    chunk: type[msgspec.Struct] | None = None,
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that answers with this struct, or with one of several."""
+    """The `responses` of a route that answers with this struct, or with one of several.
+
+    `chunk` is what its stream's events hold, if it can stream.
+    """
     several = answer if isinstance(answer, Sequence) else (answer,)
     schemas = [{"$ref": _REF.format(name=struct.__name__)} for struct in several]
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
-    if streamed:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+    if chunk is not None:
+        content["text/event-stream"] = {"schema": _event(chunk, "A chunk; the last is [DONE]")}
     return {200: {"description": "Success", "content": content}, **ERRORS}
+
+
+def documented_events(
+    content: type[msgspec.Struct], description: str
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that answers with events, whose data is this struct as JSON."""
+    schema = {"text/event-stream": {"schema": _event(content, description)}}
+    return {200: {"description": description, "content": schema}, **ERRORS}
+
+
+def _event(content: type[msgspec.Struct], description: str) -> dict[str, Any]:
+    """One event of a stream, as OpenAPI describes them."""
+    data = {
+        "type": "string",
+        "description": description,
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": _REF.format(name=content.__name__)},
+    }
+    return {"type": "object", "properties": {"data": data}}
 
 
 def documented_as(media_type: str, description: str) -> dict[int | str, dict[str, Any]]:

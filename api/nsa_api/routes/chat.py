@@ -19,6 +19,7 @@ from nsa_api.responses import (
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
+    ChatCompletionChunk,
     ChatDelta,
     ChatLogprobs,
     Usage,
@@ -44,7 +45,9 @@ from nsa_serve.outputs import CompletionOutput, RequestOutput
 router = APIRouter(route_class=StrictRoute)
 
 
-@router.post("/v1/chat/completions", responses=documented(ChatCompletion, streamed=True))
+@router.post(
+    "/v1/chat/completions", responses=documented(ChatCompletion, chunk=ChatCompletionChunk)
+)
 async def create_chat_completion(body: ChatCompletionRequest, request: Request) -> Response:
     """Continue a conversation."""
     state = server_state(request)

@@ -43,7 +43,7 @@ DEFAULT_MAX_TOKENS = 16
 router = APIRouter(route_class=StrictRoute)
 
 
-@router.post("/v1/completions", responses=documented(Completion, streamed=True))
+@router.post("/v1/completions", responses=documented(Completion, chunk=Completion))
 async def create_completion(body: CompletionRequest, request: Request) -> Response:
     """Continue one prompt or several."""
     state = server_state(request)

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from nsa_api.disconnect import until_disconnect
 from nsa_api.engine import Engine
 from nsa_api.errors import ApiError
-from nsa_api.live import LiveView
-from nsa_api.openapi import documented, documented_as
+from nsa_api.live import LiveFigures, LiveView
+from nsa_api.openapi import documented, documented_events
 from nsa_api.routes.common import json_response
 from nsa_api.sse import EventStream
 from nsa_api.state import ServerState, server_state
@@ -71,7 +71,7 @@ def live_view(request: Request) -> LiveView:
 @router.get(
     "/v1/live",
     response_class=Response,
-    responses=documented_as("text/event-stream", "Events without end"),
+    responses=documented_events(LiveFigures, "Figures and requests, once a second, without end"),
 )
 async def live(request: Request) -> Response:
     """Server-sent events, one a second: figures of the engine and the requests in flight."""
