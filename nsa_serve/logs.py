@@ -40,14 +40,17 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """`LEVEL logger: message`, the request's id and the fields behind it."""
+    """`HH:MM:SS LEVEL logger: message`, the request's id and the fields behind it, but for those
+    that the record's `extra={"said": (…)}` names because its message has them."""
 
     def __init__(self) -> None:
-        super().__init__("%(levelname)s %(name)s: %(message)s")
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         """The line without a traceback."""
-        fields: dict[str, object] = dict(getattr(record, "fields", {}))
+        given: dict[str, object] = getattr(record, "fields", {})
+        said: tuple[str, ...] = getattr(record, "said", ())
+        fields = {name: value for name, value in given.items() if name not in said}
         if (current := request_id.get()) is not None:
             fields = {"request_id": current, **fields}
         shown = "".join(f" {name}={value}" for name, value in fields.items())

@@ -105,6 +105,7 @@ def _log(scope: Scope, status: int, seconds: float, fields: Mapping[str, object]
                 "status": status,
                 "seconds": round(seconds, 4),
                 **fields,
-            }
+            },
+            "said": ("method", "route", "status"),
         },
     )

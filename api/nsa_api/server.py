@@ -1,6 +1,7 @@
 """Runs the API: listens at once, loads the model behind, drains on SIGTERM."""
 
 import asyncio
+import errno
 import faulthandler
 import os
 import signal
@@ -11,6 +12,7 @@ from types import FrameType
 import msgspec
 import uvicorn
 
+from nsa_api.announcement import announcement
 from nsa_api.app import create_app
 from nsa_api.batches.worker import BatchWorker
 from nsa_api.protocol import bounded_protocol
@@ -112,13 +114,12 @@ class _Server(uvicorn.Server):
 
     def _announce(self, engine: AsyncEngine, started: float, listening: float) -> None:
         ready = time.monotonic()
-        if engine.info.report:
-            print(engine.info.report)
-        print(
-            f"nsa-serve is ready at {self._url} after {ready - started:.1f} s "
-            f"(HTTP {listening - started:.1f} s, engine {ready - listening:.1f} s)",
-            flush=True,
+        took = (
+            f"after {ready - started:.1f} s "
+            f"(HTTP {listening - started:.1f} s, engine {ready - listening:.1f} s)"
         )
+        address = self._listener.getsockname()[:2]
+        print(announcement(engine.info, self._settings, address, took), flush=True)
 
     async def _start_engine(self, config: EngineConfig) -> AsyncEngine | None:
         """The engine; None if a signal came first."""
@@ -137,17 +138,16 @@ class _Server(uvicorn.Server):
         while self._state.num_in_flight and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
 
-    @property
-    def _url(self) -> str:
-        host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
 
 def _listen(settings: ApiSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or error
+        # Python's own words name the address once more.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror or error
         text = f"cannot listen on {settings.host} port {settings.port}: {reason}"
+        if number == errno.EADDRINUSE:
+            text += "; take another with --port, or 0 for any that is free"
         raise ConfigError(text) from None

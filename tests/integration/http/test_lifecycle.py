@@ -27,7 +27,7 @@ def test_port_answers_503_until_the_model_is_loaded() -> None:
         wait_until(is_ready)
         assert set(seen[:-1]) == {503}
         assert server.http.post(PATH, json=body()).status_code == 200
-        line = server.output().splitlines()[-1]
+        (line,) = [line for line in server.output().splitlines() if "is ready" in line]
         assert server.url in line
         assert "engine" in line
 
