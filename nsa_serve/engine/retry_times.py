@@ -10,12 +10,14 @@ LONGEST_WAIT = 60.0
 
 _MEMORY = 20.0
 """Seconds of full work after which a finish counts for 1/e of a new one."""
-_START_TURNOVER = 4.0
+_START_TURNOVER = 2.0
 """Seconds in which all places are taken to come free, before anything was seen."""
-_START_SECONDS = 0.5
+_START_SECONDS = 1.0
 """How much that guess weighs beside what is seen."""
 _PACE = 0.9
 """Of the places that come free, the part that is promised: newcomers take some."""
+_MISJUDGED = 0.8
+"""A rate below this part of the one that was promised means that too many were told to come."""
 _SLOWEST = 1.0 / LONGEST_WAIT
 
 
@@ -33,6 +35,8 @@ class RetryTimes:
         self._seen = clock()
         self._last = -math.inf
         """The latest moment that was told."""
+        self._promised = 0.0
+        """The rate by which it was told."""
 
     @property
     def rate(self) -> float:
@@ -58,9 +62,14 @@ class RetryTimes:
         The first who is refused comes when those waiting now have begun, each other one behind
         the one before it.
         """
-        now = self._clock()
-        first = max(SHORTEST_WAIT, num_waiting / self.rate)
-        behind = self._last - now + num_places / (_PACE * self.rate)
+        now, rate = self._clock(), self.rate
+        first = max(SHORTEST_WAIT, num_waiting / rate)
+        behind = self._last - now + num_places / (_PACE * rate)
+        if first > behind or rate > self._promised:
+            self._promised = rate
+        elif rate < _MISJUDGED * self._promised:
+            behind += num_waiting / rate  # those before will find, and leave, a full queue
+            self._promised = rate
         wait = min(max(first, behind), LONGEST_WAIT)
         self._last = now + wait
         return wait

@@ -33,7 +33,7 @@ def test_the_rate_is_that_at_which_a_full_engine_finishes(clock: HandClock) -> N
 
 
 def test_the_first_guess_gives_way_within_seconds(clock: HandClock) -> None:
-    assert RetryTimes(PLACES, clock).rate == PLACES / 4
+    assert RetryTimes(PLACES, clock).rate == PLACES / 2
     assert seen(clock, 5.0, seconds=10).rate == pytest.approx(5.0, rel=0.5)
 
 
@@ -83,6 +83,18 @@ def test_moments_that_have_passed_are_out_of_the_queue(clock: HandClock) -> None
     assert times.next(30, 1) == waits[0]
     clock.turn(LONGEST_WAIT)
     assert times.next(0, 1) == SHORTEST_WAIT
+
+
+def test_a_gap_is_left_behind_those_who_were_told_to_come_too_early(clock: HandClock) -> None:
+    """They find a full queue, and leave one."""
+    times = RetryTimes(PLACES, clock)
+    waits = [times.next(30, 1) for _ in range(400)]
+    clock.turn(3)
+    times.observe(full=True, num_finished=6)
+    assert times.rate < 0.5 * PLACES / 2
+    later = [times.next(30, 1) + 3 for _ in range(2)]
+    assert later[0] - waits[-1] == pytest.approx(30 / times.rate + 1 / (0.9 * times.rate))
+    assert later[1] - later[0] == pytest.approx(1 / (0.9 * times.rate))
 
 
 MOVES = st.one_of(
@@ -172,9 +184,9 @@ class Crowd:
 
 
 @pytest.mark.parametrize("within", [0.1, 1.0, 2.0])
-@pytest.mark.parametrize("seconds_each", [0.02, 0.1, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("seconds_each", [0.02, 0.1, 0.3, 0.5, 1.0, 1.2])
 def test_two_retries_are_enough_for_a_thousand(seconds_each: float, within: float) -> None:
-    """The engine is new, its speed not yet seen; it needs 1 to 62 seconds for them."""
+    """The engine is new, its speed not yet seen; it needs 1 to 75 seconds for them."""
     crowd = Crowd(seconds_each)
     crowd.run(1000, within)
     assert (crowd.num_served, crowd.num_lost) == (1000, 0)
