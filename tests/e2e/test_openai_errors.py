@@ -11,9 +11,10 @@ from typing import Any
 import openai
 import pytest
 
+from tests.support.http_load import series, total
 from tests.support.http_server import ServerProcess, children, free_port, run_server, wait_until
 from tests.support.http_streams import Streams
-from tests.support.openai_client import MODEL, async_client_of, client_of, expected_text
+from tests.support.openai_client import MODEL, client_of, expected_text
 
 KEY = "a-key"
 QUESTION: Any = [{"role": "user", "content": "Hello"}]
@@ -128,7 +129,7 @@ def test_a_full_queue_is_a_rate_limit_that_retries_pass() -> None:
             with pytest.raises(openai.RateLimitError) as full:
                 once.completions.create(model=MODEL, prompt="x")
             assert full.value.code == "queue_full"
-            assert full.value.response.headers["retry-after"] == "1"
+            assert 1 <= int(full.value.response.headers["retry-after"]) <= 60
             streams.leave()
             assert [future.result() for future in queued] == _expected(2)
         with (
@@ -175,11 +176,12 @@ def test_a_loading_server_is_waited_for() -> None:
 
 
 @pytest.mark.slow
-def test_a_burst_of_a_thousand_passes_with_retries() -> None:
-    """At a queue of 64. The package's own two retries are too few where all come back at once."""
+def test_a_burst_of_a_thousand_passes_with_the_retries_of_the_package() -> None:
+    """At a queue of 64, before an engine that computes 80 a second at best."""
 
     async def main(server: ServerProcess) -> list[str]:
-        async with async_client_of(server, max_retries=10) as client:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            assert client.max_retries == 2
 
             async def one(i: int) -> str:
                 answer = await client.completions.create(
@@ -189,7 +191,12 @@ def test_a_burst_of_a_thousand_passes_with_retries() -> None:
 
             return list(await asyncio.gather(*map(one, range(1000))))
 
-    with run_server(engine={"max_num_seqs": 16, "max_num_queued_reqs": 64}) as server:
+    engine = {"max_num_seqs": 16, "max_num_queued_reqs": 64}
+    with run_server(engine=engine, stand_in={"step_seconds": 0.02}) as server:
         begun = time.monotonic()
         assert asyncio.run(main(server)) == _expected(1000)
-        print(f"1,000 in {time.monotonic() - begun:.1f} s")
+        seconds = time.monotonic() - begun
+        found = series(server)
+    refused = total(found, "http_requests_total", status="429")
+    assert refused > 100
+    print(f"1,000 in {seconds:.1f} s, {refused:.0f} times refused")
