@@ -9,7 +9,7 @@ import typer
 
 from nsa_serve.cli.session import bring_built_in
 from nsa_serve.config import ModelConfig
-from nsa_serve.model.loading.folder import read_config
+from nsa_serve.model.loading.folder import not_there, read_config
 from nsa_serve.presets import find_preset
 
 PlanDType = Literal["float32", "bfloat16", "float16", "int8"]
@@ -51,6 +51,8 @@ def plan(
 
 
 def _read_model(model: str | None) -> tuple[str, ModelConfig]:
+    if model and not Path(model).expanduser().exists():
+        raise not_there(model)
     path = (Path(model).expanduser() if model else bring_built_in()).resolve()
     named = path.parent if path.name == "config.json" else path
     return named.name, read_config(path)

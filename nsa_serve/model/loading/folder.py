@@ -1,5 +1,6 @@
 """A model folder, checked before anything is loaded: its files, and that they agree. No torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def resolve_model(model: str | None, *, progress: Progress = show_on_stderr) -> 
         return _resolve_built_in(progress)
     path = Path(model).expanduser()
     if not path.exists():
-        raise ModelLoadError(f"model folder {model} does not exist")
+        raise not_there(model)
     if not path.is_dir():
         raise ModelLoadError(
             f"{model} is a file; a model is a folder with a config.json, "
@@ -51,8 +52,20 @@ def resolve_model(model: str | None, *, progress: Progress = show_on_stderr) -> 
     return check_folder(path.resolve())
 
 
+def not_there(model: str) -> ModelLoadError:
+    """That a model's folder does not exist, and why it may have been thought to."""
+    named = re.fullmatch(r"[\w-]+/[\w.-]+", model, re.ASCII)  # as in a hub: owner/name
+    hint = ": a model is a folder, none is fetched by its name" if named else ""
+    return ModelLoadError(f"model folder {model} does not exist{hint}")
+
+
 def read_config(path: Path) -> ModelConfig:
-    """What the config.json at `path`, or in the folder there, says; whichever family it is of."""
+    """What the config.json at `path`, or in the folder there, says; whichever family it is of.
+
+    Raises `ModelLoadError`.
+    """
+    if not path.exists():
+        raise not_there(str(path))
     path = path if path.is_file() else path / "config.json"
     fields = read_json(path, dict[str, Any])
     folder = path.parent

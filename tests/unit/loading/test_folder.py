@@ -162,7 +162,16 @@ def test_a_fault_is_named_in_one_line(folder: Path, fault: str) -> None:
     assert "\n" not in message
 
 
+def test_a_name_of_a_hub_is_told_to_be_no_folder() -> None:
+    with pytest.raises(ModelLoadError, match="exist: a model is a folder, none is fetched by its"):
+        resolve_model("zen-E/NSA-1B")
+    with pytest.raises(ModelLoadError, match=r"does not exist$"):
+        resolve_model("./zen-E/NSA-1B")
+
+
 def test_a_missing_folder_and_a_file_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="does not exist"):
+        read_config(tmp_path / "none")
     with pytest.raises(ModelLoadError, match="does not exist"):
         resolve_model(str(tmp_path / "none"))
     file = tmp_path / "model.gguf"
