@@ -63,6 +63,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (finding.status, finding.detail) == ("failure", "missing: no-such-package")
 
 
+def test_a_cpu_without_numba_is_told_how_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checks.check_numba("numba").status == "ok"
+    _without(monkeypatch, "numba")
+    finding = checks.check_numba("numba")
+    assert finding.status == "warning"
+    assert "nsa-serve[cpu]" in finding.advice
+
+
 @pytest.mark.parametrize(
     ("cuda", "driver", "expected"),
     [
