@@ -28,7 +28,7 @@ class Line:
 
 
 class InputFile:
-    """A file of lines that is read once. Raises `BatchError` if it cannot be."""
+    """A file of lines, or a pipe, that is read once. Raises `BatchError` if it cannot be."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,8 @@ class InputFile:
             self._file: IO[bytes] = path.open("rb")
         except (OSError, ValueError) as error:
             raise BatchError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-        self.num_bytes = status.st_size
+        self.num_bytes = status.st_size if S_ISREG(status.st_mode) else None
+        """None of a pipe."""
         self.modified = int(status.st_mtime)
         """Seconds since the epoch."""
 

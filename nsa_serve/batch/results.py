@@ -29,6 +29,8 @@ class Result:
     ok: bool
     num_tokens: int
     """Tokens made."""
+    cause: str = ""
+    """Why it is no answer."""
 
 
 def of_answer(request: BatchRequest, answer: Answer, created: int) -> Result:
@@ -38,8 +40,10 @@ def of_answer(request: BatchRequest, answer: Answer, created: int) -> Result:
     job's, and how much of a prompt the prefix cache held is left out.
     """
     body: dict[str, Any] = msgspec.json.decode(answer.body)
-    num_tokens, ok = 0, answer.status == 200
-    if ok:
+    num_tokens, ok, cause = 0, answer.status == 200, ""
+    if not ok:
+        cause = str(body["error"]["message"])
+    else:
         body["id"] = f"{body['id'].partition('-')[0]}-{request.digest}"
         body["created"] = created
         body["usage"].pop("prompt_tokens_details", None)
@@ -50,7 +54,8 @@ def of_answer(request: BatchRequest, answer: Answer, created: int) -> Result:
         "request_id": f"req_{request.digest}",
         "body": body,
     }
-    return Result(_line(request.digest, request.custom_id, response, None), ok, num_tokens)
+    line = _line(request.digest, request.custom_id, response, None)
+    return Result(line, ok, num_tokens, cause)
 
 
 def of_fault(fault: LineFault) -> Result:
@@ -61,7 +66,7 @@ def of_fault(fault: LineFault) -> Result:
         "param": fault.param,
         "line": fault.line.number,
     }
-    return Result(_line(fault.digest, fault.custom_id, None, error), False, 0)
+    return Result(_line(fault.digest, fault.custom_id, None, error), False, 0, str(fault))
 
 
 def _settle_tool_calls(choices: list[dict[str, Any]], digest: str) -> None:

@@ -45,6 +45,8 @@ class Progress:
     """Of those, written by an earlier run."""
     num_completed: int = 0
     num_failed: int = 0
+    first_failure: str = ""
+    """Of this run: which line, and why."""
     num_tokens: int = 0
     """Made by this run."""
     num_bytes: int = 0
@@ -172,6 +174,9 @@ class BatchRun:
             self.progress.num_completed += 1
         else:
             self.progress.num_failed += 1
+            self.progress.first_failure = (
+                self.progress.first_failure or f"line {line.number}: {result.cause}"
+            )
         self._advance(line)
 
     def _advance(self, line: Line) -> None:

@@ -42,6 +42,8 @@ class OutputFile:
         try:
             if path.is_symlink():
                 raise BatchError(f"{path} is a symbolic link; results go to a plain file only")
+            if path.is_dir():
+                raise BatchError(f"{path} is a folder; name a file in it")
             self._file = os.open(path, flags, 0o600)
         except (OSError, ValueError) as error:
             raise BatchError(f"{path}: {getattr(error, 'strerror', None) or error}") from None

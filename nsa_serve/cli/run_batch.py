@@ -1,5 +1,6 @@
 """`nsa-serve run-batch`: a file of requests, answered into another file."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,22 +8,23 @@ from typing import Annotated
 import typer
 
 from nsa_serve import event_loop
-from nsa_serve.batch.progress import BatchBar
+from nsa_serve.batch.progress import BatchBar, first_failure
 from nsa_serve.batch.reading import InputFile
-from nsa_serve.batch.running import BatchRun
+from nsa_serve.batch.running import BatchRun, Progress
 from nsa_serve.batch.writing import OutputFile
 from nsa_serve.cli.config_file import use_config_file
 from nsa_serve.cli.options import ModelArgument, engine_options
-from nsa_serve.cli.session import bring_built_in
+from nsa_serve.cli.session import bring_built_in, spinner
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.client import AsyncEngine
 from nsa_serve.errors import BatchError
 
-_IN_HELP = "Requests, one a line, as OpenAI's batches have them."
+_IN_HELP = "Requests, one a line, as OpenAI's batches have them; - is standard input."
 _OUT_HELP = "Where each answer goes as it comes, in any order."
 _RESUME_HELP = "Go on with OUT: the custom_ids that it has are not asked again."
 _NAME_HELP = "The model's name in requests; may be given several times."
 _FILE_HELP = "Flags from a TOML or JSON file; those of the command line win."
+_STANDARD_INPUT = Path("/dev/stdin")
 
 
 @engine_options(model=ModelArgument)
@@ -44,6 +46,10 @@ def run_batch(
     A bad line becomes an error line and ends nothing. Killed at any moment, it goes on with
     --resume.
     """
+    if str(output_file) == "-":
+        raise BatchError("answers go to a file, which a later run can go on with: name one")
+    if str(input_file) == "-":
+        input_file = _STANDARD_INPUT
     with InputFile(input_file) as source, OutputFile(output_file, resume=resume) as target:
         if target.same_file(input_file):
             raise BatchError(f"{input_file} cannot be read and written at once")
@@ -57,12 +63,22 @@ async def _run(
 ) -> None:
     from nsa_api.batches.offline import OfflineApi
 
-    engine = await AsyncEngine.start(config)
+    with spinner("Loading the model"):
+        engine = await AsyncEngine.start(config)
     try:
-        with BatchBar(source.num_bytes) as bar:
-            api = OfflineApi(engine, config, names)
-            run = BatchRun(source, target, api, created=source.modified, report=bar.show)
-            progress = await run.run()
-        print(f"{bar.summary(progress)}: {target.path}", file=sys.stderr)
+        bar, api = BatchBar(source.num_bytes), OfflineApi(engine, config, names)
+        run = BatchRun(source, target, api, created=source.modified, report=bar.show)
+        try:
+            with bar:
+                await run.run()
+        except asyncio.CancelledError:
+            _tell(f"{bar.summary(run.progress)}: {target.path}; go on with --resume", run.progress)
+            raise
+        _tell(f"{bar.summary(run.progress)}: {target.path}", run.progress)
     finally:
         await engine.shutdown()
+
+
+def _tell(summary: str, progress: Progress) -> None:
+    for text in filter(None, (summary, first_failure(progress))):
+        print(text, file=sys.stderr)

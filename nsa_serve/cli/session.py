@@ -83,7 +83,7 @@ def open_session(config: EngineConfig, sampling: Sampling) -> Iterator[Session]:
     if config.model is None and config.runner == "model":
         bring_built_in()
     with asyncio.Runner() as runner:
-        with _spinner("Loading the model"):
+        with spinner("Loading the model"):
             engine = runner.run(AsyncEngine.start(config))
         try:
             yield Session(runner, engine, sampling)
@@ -104,7 +104,7 @@ def bring_built_in() -> Path:
         return ensure_built_in(report)
 
 
-def _spinner(what: str) -> Progress:
+def spinner(what: str) -> Progress:
     """For work of unknown length; shows nothing where standard error is no terminal."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     console = Console(stderr=True)

@@ -1,6 +1,7 @@
 """`run-batch` as a user runs it: whole processes, over the stand-in unless said otherwise."""
 
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -36,7 +37,8 @@ def test_a_file_is_answered(tmp_path: Path) -> None:
     code, err = run(source, target, "--served-model-name", "a")
     assert code == 0, err
     assert err.startswith(SUMMARY % (21, 1))
-    assert err.count(b"\n") == 1
+    assert b"\nthe first that failed, line 21: the line is not JSON" in err
+    assert err.count(b"\n") == 2
     found = [result for result in records(target) if str(result["custom_id"]).startswith("r")]
     assert batches.texts(found) == {f"r{i}": expected_text(f"r{i}", 9) for i in range(20)}
 
@@ -57,6 +59,25 @@ def test_what_cannot_start_is_one_line(
     assert code in (1, 2)
     assert cause in b" ".join(err.replace("│".encode(), b"").split())
     assert b"Traceback" not in err
+
+
+def test_requests_come_through_a_pipe(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    data = b"".join(line(f"r{i}", model="stand-in", max_tokens=3) for i in range(5))
+    with start(*arguments(Path("-"), target)) as process:
+        out, err = process.communicate(data, timeout=120)
+    assert (process.returncode, out) == (0, b"")
+    assert err.startswith(SUMMARY % (5, 0))
+    assert batches.texts(records(target)) == {f"r{i}": expected_text(f"r{i}", 3) for i in range(5)}
+
+
+@pytest.mark.parametrize("name", ["-", "."])
+def test_answers_go_to_a_file(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(line("a"))
+    code, err = run(source, Path(name))
+    assert (code, err.count(b"\n")) == (1, 1)
+    assert b"name" in err
 
 
 def test_input_and_output_are_not_one_file(tmp_path: Path) -> None:
@@ -91,7 +112,9 @@ def test_ctrl_c_ends_it_and_it_is_resumed(tmp_path: Path) -> None:
         _until(lambda: target.exists() and target.stat().st_size > 0)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, b"")
+    assert process.returncode == 130
+    assert re.match(rb"\d+ answered, .*: \S+; go on with --resume\n", err), err
+    assert b"Traceback" not in err
     assert run(source, target, "--resume")[0] == 0
     assert len({result["id"] for result in records(target)}) == 300
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,15 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert 0 < len(records(target)) < len(lines)
     run(source, target, resume=True)
     assert batches.sorted_lines(target) == lines
+
+
+def test_a_run_tells_what_failed_first(source: Path, target: Path) -> None:
+    source.write_bytes(line("a") + line("b", model="other") + b"nonsense\n")
+    progress = run(source, target, KnownEngine(0.001))
+    assert progress.num_failed == 2
+    found = re.match(r"line (\d): (.*)", progress.first_failure)
+    assert found is not None
+    assert {"2": "The model 'other'", "3": "the line is not JSON"}[found[1]] in found[2]
 
 
 def test_a_hundred_bad_lines(source: Path, target: Path) -> None:
