@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import torch
 
-from benchmarks.gpu_tables import filled, length
+from benchmarks.gpu_tables import filled
 from nsa_serve.bench.machine import this_machine
 
 HERE = Path(__file__).parent
@@ -30,6 +30,7 @@ RESULTS = HERE / "results" / "serving.json"
 PAGE = HERE.parent / "docs" / "load-tests.md"
 IMAGE = HERE.parent / "docs" / "images" / "served.png"
 SIDES = {"dense": "#555555", "nsa": "#d62728"}
+"""Colours."""
 COLUMNS = {
     "median_ttft_ms": ("TTFT, ms", 0),
     "p99_ttft_ms": ("99th, ms", 0),
@@ -164,7 +165,7 @@ def draw(result: dict[str, Any]) -> None:
             x = [point["input_len"] for point in points]
             axes.plot(x, [p[name] for p in points], "o-", color=color, label=side)
         axes.set(title=title, xlabel="prompt, tokens", xscale="log", yscale="log")
-        axes.xaxis.set_major_formatter(lambda value, _: length(round(value)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         axes.set_xticks(x)
         axes.minorticks_off()
         axes.grid(color="#dddddd", linewidth=0.6)
