@@ -38,6 +38,10 @@ class Engine(Protocol):
     @property
     def alive(self) -> bool: ...
 
+    def check_room(self, num_coming: int) -> None:
+        """Raise QueueFullError if one more request has no place beside `num_coming` others that
+        are about to ask for theirs."""
+
     def stream(
         self,
         prompt: Prompt,

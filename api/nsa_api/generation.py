@@ -6,6 +6,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from nsa_api.engine import Engine
+from nsa_api.entrance import about_to_reserve
 from nsa_api.errors import unavailable
 from nsa_api.tally import Tally
 from nsa_serve.engine.prompts import Prompt
@@ -35,16 +36,7 @@ class Generation:
     async def run(self, engine: Engine, tally: Tally) -> list[RequestOutput]:
         """Whole outputs in the order of the prompts; the first failure cancels the rest."""
         tasks = [
-            asyncio.ensure_future(
-                engine.generate(
-                    prompt,
-                    self.params,
-                    request_id=self._id(i),
-                    priority=self.priority,
-                    salt=self.salt,
-                )
-            )
-            for i, prompt in enumerate(self.prompts)
+            asyncio.ensure_future(self._generate_one(engine, i)) for i in range(len(self.prompts))
         ]
         try:
             outputs = await asyncio.gather(*tasks)
@@ -67,6 +59,16 @@ class Generation:
                 _raise_if_aborted(output)
                 yield i, output
 
+    async def _generate_one(self, engine: Engine, i: int) -> RequestOutput:
+        about_to_reserve()
+        return await engine.generate(
+            self.prompts[i],
+            self.params,
+            request_id=self._id(i),
+            priority=self.priority,
+            salt=self.salt,
+        )
+
     async def _stream_one(self, engine: Engine, i: int) -> AsyncGenerator[IndexedOutput, None]:
         outputs = engine.stream(
             self.prompts[i],
@@ -75,6 +77,7 @@ class Generation:
             priority=self.priority,
             salt=self.salt,
         )
+        about_to_reserve()
         async with aclosing(outputs):
             async for output in outputs:
                 yield i, output

@@ -10,6 +10,7 @@ from fastapi import Request
 
 from nsa_api.access import current_exchange
 from nsa_api.engine import Engine
+from nsa_api.entrance import Entrance
 from nsa_api.errors import ApiError, unavailable
 from nsa_api.metrics import Metrics
 from nsa_api.settings import ApiSettings
@@ -26,6 +27,7 @@ class ServerState:
     draining: bool = False
     num_in_flight: int = 0
     tracer: RequestTracer | None = None
+    entrance: Entrance = field(default_factory=Entrance)
     created: int = field(default_factory=lambda: int(time.time()))
     _engine: Engine | None = None
     _busy_since: float = 0.0

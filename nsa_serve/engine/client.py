@@ -114,6 +114,11 @@ class AsyncEngine:
         """Process id of the engine process."""
         return self._connection.pid
 
+    def check_room(self, num_coming: int) -> None:
+        """Raise QueueFullError if one more request has no place beside `num_coming` others that
+        are about to ask for theirs."""
+        self._in_flight.check_room(1, num_coming)
+
     async def stream(
         self,
         prompt: Prompt,

@@ -80,19 +80,23 @@ class InFlight:
     def _full(self) -> bool:
         return self.num_unfinished >= self.num_seqs
 
+    def check_room(self, n: int, num_coming: int = 0) -> None:
+        """Raise QueueFullError if n more do not fit beside those who come in before them."""
+        self._retry_times.observe(full=self._full)
+        num_taken = self.num_unfinished + num_coming
+        if num_taken + n > self.limit:
+            raise QueueFullError(
+                f"{num_taken} of {self.limit} places are taken",
+                retry_after=self._retry_times.next(max(0, num_taken - self.num_seqs), n),
+            )
+
     def reserve(self, request_id: str, n: int) -> Delivery:
         """Take a place for each of n continuations; raises QueueFullError if there are not n."""
-        self._retry_times.observe(full=self._full)
         if request_id in self._by_request:
             raise RequestError("a request of this id is in flight", param="request_id")
         if n > self.limit:
             raise RequestError(f"n is {n}, but only {self.limit} places exist", param="n")
-        if self.num_unfinished + n > self.limit:
-            num_waiting = max(0, self.num_unfinished - self.num_seqs)
-            raise QueueFullError(
-                f"{self.num_unfinished} of {self.limit} places are taken",
-                retry_after=self._retry_times.next(num_waiting, n),
-            )
+        self.check_room(n)
         self.num_unfinished += n
         delivery = self._by_request[request_id] = Delivery(request_id, n)
         return delivery

@@ -63,6 +63,9 @@ class FakeEngine:
         self.selections: dict[str, Selection] = {}
         """What is selected, by request."""
 
+    def check_room(self, num_coming: int) -> None:
+        """There is always room."""
+
     async def stream(
         self,
         prompt: Prompt,

@@ -18,16 +18,20 @@ import httpx
 import msgspec
 
 from nsa_serve.engine.stand_in import OPTIONS_VARIABLE
+from nsa_serve.logs import FORMAT_VARIABLE
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 60.0
 
 _RUN = """
-import sys, msgspec
+import os, sys, msgspec
 from nsa_api.server import serve
 from nsa_api.settings import ApiSettings
 from nsa_serve.config import EngineConfig
 from nsa_serve.errors import ConfigError
+from nsa_serve.logs import FORMAT_VARIABLE, configure_logs
+if FORMAT_VARIABLE in os.environ:
+    configure_logs()
 config, settings = msgspec.json.decode(sys.argv[1], type=tuple[EngineConfig, ApiSettings])
 try:
     serve(config, settings)
@@ -84,8 +88,12 @@ def run_server(
     engine: dict[str, Any] | None = None,
     stand_in: dict[str, Any] | None = None,
     until_ready: bool = True,
+    json_log: bool = False,
 ) -> Iterator[ServerProcess]:
-    """Start a server on a free port; it is killed in the end if it still runs."""
+    """Start a server on a free port; it is killed in the end if it still runs.
+
+    With `json_log` its output has a line of JSON for each answer.
+    """
     port = free_port()
     config = {"runner": "stand-in", **(engine or {})}
     arguments = msgspec.json.encode([config, {"port": port, **(settings or {})}]).decode()
@@ -94,7 +102,11 @@ def run_server(
         process = subprocess.Popen(
             [sys.executable, "-c", _RUN, arguments],
             cwd=ROOT,
-            env={**os.environ, OPTIONS_VARIABLE: options},
+            env={
+                **os.environ,
+                OPTIONS_VARIABLE: options,
+                **({FORMAT_VARIABLE: "json"} if json_log else {}),
+            },
             stdout=log,
             stderr=log,
         )

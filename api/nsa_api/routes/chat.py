@@ -33,16 +33,17 @@ from nsa_api.routes.common import (
     salt_of,
     worth_sending,
 )
+from nsa_api.routes.generating import GeneratingRoute
 from nsa_api.schemas import ChatCompletionRequest
 from nsa_api.sse import ChunkEncoder, EventStream
 from nsa_api.state import ServerState, server_state
 from nsa_api.structured import structured_outputs
 from nsa_api.tools import Offer, offer
-from nsa_api.validation import StrictRoute, check_work, ignored_header, sampling_params
+from nsa_api.validation import check_work, ignored_header, sampling_params
 from nsa_serve.engine.prompts import ChatPrompt
 from nsa_serve.outputs import CompletionOutput, RequestOutput
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=GeneratingRoute)
 
 
 @router.post(

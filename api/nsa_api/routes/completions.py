@@ -24,12 +24,12 @@ from nsa_api.routes.common import (
     salt_of,
     worth_sending,
 )
+from nsa_api.routes.generating import GeneratingRoute
 from nsa_api.schemas import CompletionRequest
 from nsa_api.sse import EventStream
 from nsa_api.state import ServerState, server_state
 from nsa_api.structured import structured_outputs
 from nsa_api.validation import (
-    StrictRoute,
     check_token_ids,
     check_work,
     ignored_header,
@@ -40,7 +40,7 @@ from nsa_serve.outputs import CompletionOutput, RequestOutput
 
 DEFAULT_MAX_TOKENS = 16
 
-router = APIRouter(route_class=StrictRoute)
+router = APIRouter(route_class=GeneratingRoute)
 
 
 @router.post("/v1/completions", responses=documented(Completion, chunk=Completion))

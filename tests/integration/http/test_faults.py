@@ -1,15 +1,19 @@
 """A server under load: clients that leave, a full queue, an engine that hangs or dies."""
 
+import json
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import httpx
 import pytest
 
 from tests.support.api import events
+from tests.support.http_load import gather, run_load
 from tests.support.http_server import ServerProcess, children, run_server, wait_until
 from tests.support.http_streams import PATH, Streams, body, error_code
 
@@ -57,6 +61,34 @@ def test_burst_over_the_queue_is_refused_with_429(server: ServerProcess) -> None
     assert len(answers) - len(refused) >= 8
     assert all(answer.headers["Retry-After"] for answer in refused)
     assert {error_code(answer) for answer in refused} == {"queue_full"}
+
+
+@pytest.mark.slow
+def test_a_burst_of_a_thousand_is_refused_at_once_but_for_what_the_queue_holds() -> None:
+    engine = {"max_num_seqs": 16, "max_num_queued_reqs": 64}
+
+    async def burst(session: aiohttp.ClientSession) -> list[tuple[int, int]]:
+        async def one(i: int) -> tuple[int, int]:
+            async with session.post(PATH, json=body(prompt=f"Number {i}", max_tokens=1)) as answer:
+                await answer.read()
+                return answer.status, int(answer.headers.get("Retry-After-Ms", 0))
+
+        return await gather(1000, 1000, one)
+
+    # The first step takes longer than the burst, so that nothing ends meanwhile.
+    with run_server(engine=engine, stand_in={"step_seconds": 3.0}, json_log=True) as server:
+        answers = run_load(server, burst)
+        records = [json.loads(line) for line in server.output().splitlines() if line[:1] == "{"]
+    assert Counter(status for status, _ in answers) == {200: 80, 429: 920}
+    waits = [wait for status, wait in answers if status == 429]
+    assert min(waits) >= 1000
+    assert max(waits) <= 60_000
+    assert len(set(waits)) > 100
+    seconds = sorted(record["seconds"] for record in records if record.get("status") == 429)
+    assert len(seconds) == 920
+    median, p99 = seconds[len(seconds) // 2], seconds[len(seconds) * 99 // 100]
+    print(f"920 of 1,000 refused: {1000 * median:.1f} ms (median), {1000 * p99:.1f} ms (99th)")
+    assert p99 <= 0.05
 
 
 def test_stuck_engine_is_not_ready(server: ServerProcess) -> None:
