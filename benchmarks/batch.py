@@ -5,7 +5,8 @@
 The ways are `bench throughput`'s loop (the engine in this process, token ids in and out), the
 command `run-batch`, and the Batch API of a server that does nothing else. Over the stand-in runner,
 whose steps take a fixed time, and over the built-in model. Each way runs in a process of its own;
-loading is left out, and so is what the engine computes to warm up. Medians of several rounds.
+loading is left out, and so is what the engine computes to warm up. Medians of several rounds, and
+of the time for which the engine waited for a core that other processes had.
 Writes benchmarks/results/batch.json.
 """
 
@@ -20,11 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 
@@ -41,7 +42,7 @@ URL: Literal["/v1/completions"] = "/v1/completions"
 class Case:
     """Requests, and what they are given to."""
 
-    runner: str
+    runner: Literal["model", "stand-in"]
     model_name: str
     vocab_size: int
     requests: int
@@ -88,6 +89,20 @@ CASES = {
 }
 
 
+@dataclass(frozen=True)
+class Run:
+    """What one way gave."""
+
+    tokens_per_second: float
+    waited: float
+    """Share of the time for which the engine's loop could have run, but had no core."""
+
+    @property
+    def undisturbed(self) -> float:
+        """Tokens per second, had it never waited for a core."""
+        return self.tokens_per_second / (1.0 - self.waited)
+
+
 def main() -> None:
     """Measure every way, or, as a child, the engine."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,92 +111,141 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if options.engine:
-        print(json.dumps(engine(CASES[options.engine])))
+        print(json.dumps(asdict(engine(CASES[options.engine]))))
         return
     names = [options.only] if options.only else list(CASES)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    rounds: dict[str, list[dict[str, Run]]] = {name: [] for name in names}
     for number in range(options.rounds):
         for name in names:
-            runs[name].append(measure(name))
-            print(f"round {number + 1}, {name}: {runs[name][-1]}", file=sys.stderr)
+            rounds[name].append(measure(name))
+            print(f"round {number + 1}, {name}: {rounds[name][-1]}", file=sys.stderr)
     result = {
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "python": platform.python_version()},
         "date": time.strftime("%Y-%m-%d"),
-        "cases": {name: {**asdict(CASES[name]), **summary(runs[name])} for name in names},
+        "cases": {name: {**asdict(CASES[name]), **summary(rounds[name])} for name in names},
     }
     if not options.only:
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["cases"], indent=1))
+    for name in names:
+        show(name, summary(rounds[name]))
 
 
-def summary(rounds: list[dict[str, float]]) -> dict[str, object]:
-    """Medians of tokens per second, and of their ratios to the engine's in the same round."""
-    ways = list(rounds[0])
+def summary(rounds: list[dict[str, Run]]) -> dict[str, Any]:
+    """Medians over the rounds; ratios are to the engine in the same round."""
+    median: dict[str, dict[str, float]] = {}
+    for way in rounds[0]:
+        values = {
+            "tokens_per_second": [r[way].tokens_per_second for r in rounds],
+            "waited": [r[way].waited for r in rounds],
+            "of_the_engine": [
+                r[way].tokens_per_second / r["engine"].tokens_per_second for r in rounds
+            ],
+            "of_the_engine_undisturbed": [
+                r[way].undisturbed / r["engine"].undisturbed for r in rounds
+            ],
+        }
+        median[way] = {name: statistics.median(each) for name, each in values.items()}
     return {
-        "tokens_per_second": {way: statistics.median(r[way] for r in rounds) for way in ways},
-        "of_the_engine": {
-            way: statistics.median(r[way] / r["engine"] for r in rounds) for way in ways
-        },
-        "rounds": rounds,
+        "medians": median,
+        "rounds": [{way: asdict(run) for way, run in r.items()} for r in rounds],
     }
 
 
-def measure(name: str) -> dict[str, float]:
-    """Tokens per second by each way."""
+def show(name: str, result: dict[str, Any]) -> None:
+    """A table on standard output."""
+    columns = ("tokens_per_second", "of_the_engine", "waited", "of_the_engine_undisturbed")
+    print(f"\n{name:32}" + "".join(f"{column:>26}" for column in columns))
+    for way, medians in result["medians"].items():
+        print(f"{way:32}" + "".join(f"{medians[column]:26,.3f}" for column in columns))
+
+
+def measure(name: str) -> dict[str, Run]:
+    """Each way once."""
     case = CASES[name]
-    ways: dict[str, Callable[[Case, Path], float]] = {"run-batch": offline, "Batch API": online}
     child = [sys.executable, __file__, "--engine", name]
     done = subprocess.run(
         child, stdout=subprocess.PIPE, text=True, check=True, env=case.environment
     )
-    found: dict[str, float] = {"engine": json.loads(done.stdout.splitlines()[-1])}
+    found = {"engine": Run(**json.loads(done.stdout.splitlines()[-1]))}
     with tempfile.TemporaryDirectory() as folder:
         case.write(Path(folder) / "requests.jsonl")
-        for way, of in ways.items():
-            found[way] = of(case, Path(folder))
+        found["run-batch"] = offline(case, Path(folder))
+        found["Batch API"] = online(case, Path(folder))
     return found
 
 
-def engine(case: Case) -> float:
+def engine(case: Case) -> Run:
     """The loop of `bench throughput`."""
-    bench = EngineBench(EngineConfig(runner=case.runner, max_num_seqs=case.at_once))  # type: ignore[arg-type]
-    done = bench.throughput_of(case.prompts(), [case.answer_tokens] * case.requests)
-    return done.output_tokens / done.seconds
+    bench = EngineBench(EngineConfig(runner=case.runner, max_num_seqs=case.at_once))
+    prompts, waits = case.prompts(), Waits(os.getpid())
+    done = bench.throughput_of(prompts, [case.answer_tokens] * case.requests)
+    return Run(done.output_tokens / done.seconds, waits.share())
 
 
-def offline(case: Case, folder: Path) -> float:
+def offline(case: Case, folder: Path) -> Run:
     """The command, by its own clock, which starts when the model is loaded."""
-    files = ["-i", str(folder / "requests.jsonl"), "-o", str(folder / "answers.jsonl")]
+    answers = folder / "answers.jsonl"
+    files = ["-i", str(folder / "requests.jsonl"), "-o", str(answers)]
     command = [COMMAND, "run-batch", *files, *case.flags]
-    done = subprocess.run(
-        command, stderr=subprocess.PIPE, text=True, check=True, env=case.environment
-    )
-    match = re.search(r"^([\d,]+) answered, 0 failed.*\(([\d,.]+) tokens/s\)", done.stderr)
+    waits, share = None, 0.0
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=case.environment
+    ) as process:
+        while process.poll() is None:
+            time.sleep(0.02)
+            if waits is None and answers.exists() and answers.stat().st_size:
+                waits = Waits(engine_of(process.pid))
+            with suppress(OSError):
+                share = share if waits is None else waits.share()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    match = re.search(r"^([\d,]+) answered, 0 failed.*\(([\d,.]+) tokens/s\)", said)
     if match is None or int(match[1].replace(",", "")) != case.requests:
-        raise SystemExit(f"run-batch did not answer everything: {done.stderr}")
-    return float(match[2].replace(",", ""))
+        raise SystemExit(f"run-batch did not answer everything: {said}")
+    return Run(float(match[2].replace(",", "")), share)
 
 
-def online(case: Case, folder: Path) -> float:
+def online(case: Case, folder: Path) -> Run:
     """The Batch API, from the call that makes a batch until it is seen to be completed."""
-    with serve(case, folder) as port:
+    with serve(case, folder) as (pid, port):
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
         file = client.files.create(file=folder / "requests.jsonl", purpose="batch")
-        started = time.perf_counter()
+        waits, started = Waits(engine_of(pid)), time.perf_counter()
         batch = client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
         while batch.status in ("validating", "in_progress", "finalizing"):
-            time.sleep(0.05)
+            time.sleep(0.1)
             batch = client.batches.retrieve(batch.id)
-        seconds = time.perf_counter() - started
+        seconds, share = time.perf_counter() - started, waits.share()
     counts = batch.request_counts
     if counts is None or counts.completed != case.requests:
         raise SystemExit(f"the Batch API did not answer everything: {batch}")
-    return case.requests * case.answer_tokens / seconds
+    return Run(case.requests * case.answer_tokens / seconds, share)
+
+
+class Waits:
+    """How long the main thread of a process waits for a core, as the kernel counts it."""
+
+    def __init__(self, pid: int) -> None:
+        self._counts = Path(f"/proc/{pid}/schedstat")
+        self._began, self._before = time.perf_counter(), self._waited()
+
+    def share(self) -> float:
+        """Of the time since this was made; an OSError once the process is gone."""
+        return (self._waited() - self._before) / (time.perf_counter() - self._began)
+
+    def _waited(self) -> float:
+        return int(self._counts.read_text().split()[1]) / 1e9
+
+
+def engine_of(pid: int) -> int:
+    """The process id of the engine that a command has started."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
 
 
 @contextmanager
-def serve(case: Case, folder: Path) -> Iterator[int]:
-    """A server of our own until we leave; its port."""
+def serve(case: Case, folder: Path) -> Iterator[tuple[int, int]]:
+    """A server of our own until we leave; its process id and its port."""
     command = [COMMAND, "serve", *case.flags, "--port", "0", "--batch-dir", str(folder / "batches")]
     with subprocess.Popen(
         command,
@@ -196,7 +260,7 @@ def serve(case: Case, folder: Path) -> Iterator[int]:
             match = next(filter(None, found), None)
             if match is None:
                 raise SystemExit("the server did not start")
-            yield int(match[1])
+            yield process.pid, int(match[1])
         finally:
             process.terminate()
 

@@ -2,11 +2,12 @@
 
 import codecs
 import os
+import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import IO, Self
+from typing import Protocol, Self
 
 from nsa_serve.errors import BatchError
 
@@ -38,10 +39,11 @@ class InputFile:
                 raise BatchError(f"{path} is a folder, not a file of requests")
             if S_ISREG(status.st_mode) and not status.st_size:
                 raise BatchError(f"{path} is empty")
-            self._file: IO[bytes] = path.open("rb")
+            is_plain = S_ISREG(status.st_mode)
+            self._file: _Readable = path.open("rb") if is_plain else _Pipe(path)
         except (OSError, ValueError) as error:
             raise BatchError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-        self.num_bytes = status.st_size if S_ISREG(status.st_mode) else None
+        self.num_bytes = status.st_size if is_plain else None
         """None of a pipe."""
         self.modified = int(status.st_mtime)
         """Seconds since the epoch."""
@@ -51,6 +53,11 @@ class InputFile:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether nothing can be read before somebody has written more."""
+        return isinstance(self._file, _Pipe) and self._file.must_wait
 
     def lines(self) -> Iterator[Line]:
         """Every line that is not blank. A byte-order mark and CR before LF are no part of one."""
@@ -85,3 +92,46 @@ class InputFile:
             return self._file.readline(limit)
         except OSError as error:
             raise BatchError(f"{self.path}: {error.strerror}") from None
+
+
+class _Readable(Protocol):
+    def readline(self, limit: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class _Pipe:
+    """Lines of something that others write to while it is read."""
+
+    _PIECE = 1 << 16
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._buffer = bytearray()
+        self._ended = False
+
+    @property
+    def must_wait(self) -> bool:
+        """Whether a read would wait for the writer."""
+        if self._ended or b"\n" in self._buffer:
+            return False
+        return not select.select((self._fd,), (), (), 0)[0]
+
+    def readline(self, limit: int, /) -> bytes:
+        """Up to a line's end, the limit or the end of all; waits for it."""
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched) + 1) == 0:
+            searched = len(self._buffer)
+            if self._ended or searched >= limit:
+                end = searched
+                break
+            piece = os.read(self._fd, self._PIECE)
+            self._buffer += piece
+            self._ended = not piece
+        line = bytes(self._buffer[: min(end, limit)])
+        del self._buffer[: len(line)]
+        return line
+
+    def close(self) -> None:
+        """Let it go."""
+        os.close(self._fd)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +18,8 @@ MAX_ATTEMPTS = 3
 """Of a request in the middle of which the engine ends."""
 _SECONDS_BETWEEN_SYNCS = 1.0
 _SECONDS_UNTIL_PLACES = 0.05
+_SECONDS_UNTIL_LINES = 0.02
+"""Of a pipe, between two looks."""
 _TRY_AGAIN = (429, 503)
 
 
@@ -92,7 +94,8 @@ class BatchRun:
 
     async def _answer_all(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for line in self._source.lines():
+            lines = self._source.lines()
+            while (line := await self._next(lines)) is not None:
                 self.progress.num_requests += 1
                 request = self._take(line)
                 if request is None:
@@ -101,6 +104,12 @@ class BatchRun:
                 places = min(request.num_sequences, self._api.capacity)
                 await self._places(places)
                 tasks.create_task(self._serve(request, places))
+
+    async def _next(self, lines: Iterator[Line]) -> Line | None:
+        """The next line, once it is there; answers go on meanwhile."""
+        while self._source.must_wait:
+            await asyncio.sleep(_SECONDS_UNTIL_LINES)
+        return next(lines, None)
 
     def _take(self, line: Line) -> BatchRequest | None:
         """The request of a line, unless that is answered already or can be at once."""

@@ -66,7 +66,7 @@ async def _run(
     with spinner("Loading the model"):
         engine = await AsyncEngine.start(config)
     try:
-        bar, api = BatchBar(source.num_bytes), OfflineApi(engine, config, names)
+        api, bar = OfflineApi(engine, config, names), BatchBar(source.num_bytes)
         run = BatchRun(source, target, api, created=source.modified, report=bar.show)
         try:
             with bar:

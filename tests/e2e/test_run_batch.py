@@ -63,12 +63,29 @@ def test_what_cannot_start_is_one_line(
 
 def test_requests_come_through_a_pipe(tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
-    data = b"".join(line(f"r{i}", model="stand-in", max_tokens=3) for i in range(5))
+    data = [line(f"r{i}", model="stand-in", max_tokens=3) for i in range(5)]
     with start(*arguments(Path("-"), target)) as process:
-        out, err = process.communicate(data, timeout=120)
+        assert process.stdin is not None
+        process.stdin.write(data[0])
+        process.stdin.flush()
+        _until(lambda: target.exists() and target.stat().st_size > 0)  # before the pipe ends
+        out, err = process.communicate(b"".join(data[1:]), timeout=120)
     assert (process.returncode, out) == (0, b"")
     assert err.startswith(SUMMARY % (5, 0))
     assert batches.texts(records(target)) == {f"r{i}": expected_text(f"r{i}", 3) for i in range(5)}
+
+
+def test_ctrl_c_ends_what_waits_for_a_pipe(tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    with start(*arguments(Path("-"), target)) as process:
+        assert process.stdin is not None
+        process.stdin.write(line("a", model="stand-in"))
+        process.stdin.flush()
+        _until(lambda: target.exists() and target.stat().st_size > 0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read().startswith(SUMMARY % (1, 0))
 
 
 @pytest.mark.parametrize("name", ["-", "."])
