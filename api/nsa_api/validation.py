@@ -14,6 +14,7 @@ from nsa_api.errors import ApiError, bad_request
 from nsa_api.schemas import SamplingFields
 from nsa_api.settings import ApiSettings
 from nsa_serve.params import SamplingParams, StructuredOutputs
+from nsa_serve.structured.limits import MAX_SOURCE_BYTES
 
 T = TypeVar("T")
 
@@ -38,12 +39,37 @@ REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
 """Fields that would change the answer but are not served, and values that ask for nothing."""
 
 
+_MAX_GRAMMAR_BYTES = 8 * MAX_SOURCE_BYTES
+"""Of a field that describes the output, as it stands in the body: there a character of what is
+bounded later may take six bytes."""
+_GRAMMAR_FIELDS = (
+    "response_format",
+    "structured_outputs",
+    "tools",
+    *(f"guided_{kind}" for kind in ("json", "regex", "choice", "grammar")),
+)
+
+
 def parse_json(body: bytes) -> Any:
     """Strict JSON: no NaN or Infinity, no lone surrogates, no trailing bytes, UTF-8 only."""
     try:
+        if len(body) > _MAX_GRAMMAR_BYTES:
+            _refuse_large_grammars(body)
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"The body is not valid JSON: {error}", code="invalid_json") from None
+
+
+def _refuse_large_grammars(body: bytes) -> None:
+    """Raise a 400 before anything is made of them: streams would wait meanwhile."""
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:  # it is no object; whoever asked for one says so
+        return
+    for name in _GRAMMAR_FIELDS:
+        size = len(bytes(fields.get(name, b"")))
+        if size > _MAX_GRAMMAR_BYTES:
+            raise bad_request(f"{name}: {size} bytes are more than {_MAX_GRAMMAR_BYTES}", name)
 
 
 class StrictRequest(Request):

@@ -5,7 +5,6 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from typing import Self
@@ -37,6 +36,7 @@ from nsa_serve.model.loading.generation import GenerationDefaults
 from nsa_serve.outputs import RequestOutput
 from nsa_serve.params import SamplingParams
 from nsa_serve.structured.check import GrammarChecker
+from nsa_serve.structured.threads import grammar_threads
 from nsa_serve.text.tokenizer import Tokenizer
 
 __all__ = ["AsyncEngine", "ChatPrompt", "Prompt"]
@@ -82,7 +82,7 @@ class AsyncEngine:
         self._sequence_ids = itertools.count()
         self._grammar_checker = cache(GrammarChecker)
         # One thread: what hostile grammars cost is taken from other grammars, not from the loop.
-        self._grammar_thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._grammar_thread = grammar_threads(1)
         self._restart: asyncio.Task[None] | None = None
         self._seconds_to_restart = 0.0
         self._closing = False

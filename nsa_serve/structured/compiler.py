@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from threading import Lock
 
 import llguidance
@@ -11,6 +11,7 @@ from nsa_serve.errors import RequestError
 from nsa_serve.params import StructuredOutputs
 from nsa_serve.structured.matcher import Grammar, GrammarError
 from nsa_serve.structured.source import grammar_source, invalid
+from nsa_serve.structured.threads import grammar_threads
 
 _NUM_THREADS = 2
 _MAX_KEPT = 32
@@ -29,7 +30,7 @@ class GrammarCompiler:
         """`tokenizer_json` reads the text of tokenizer.json; it is called when first needed."""
         self._tokenizer_json = tokenizer_json
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
+        self._threads = grammar_threads(_NUM_THREADS)
         self._made: llguidance.LLTokenizer | None = None
         self._making = Lock()
         self._kept: OrderedDict[str, Grammar] = OrderedDict()

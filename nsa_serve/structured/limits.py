@@ -13,16 +13,15 @@ MAX_ENUM_VALUES = 2000
 """Values of all `enum`s of a schema together, or alternatives of a choice."""
 
 
-def check_limits(spec: StructuredOutputs, schema: Any) -> None:
-    """Raise `RequestError` if the source is too large; `schema` is the parsed `spec.schema`."""
-    texts = [spec.schema or "", spec.regex or "", spec.grammar or "", *(spec.choice or ())]
+def check_size(spec: StructuredOutputs) -> None:
+    """Raise `RequestError` if the source is too large; in no time, whatever its size."""
+    choice = spec.choice or ()
+    if len(choice) > MAX_ENUM_VALUES:
+        raise _too_much(spec, f"{len(choice)} alternatives are more than {MAX_ENUM_VALUES}")
+    texts = [spec.schema or "", spec.regex or "", spec.grammar or "", *choice]
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_SOURCE_BYTES:
         raise _too_much(spec, f"{size} bytes are more than {MAX_SOURCE_BYTES}")
-    check_schema(schema, spec.field)
-    if len(spec.choice or ()) > MAX_ENUM_VALUES:
-        text = f"{len(spec.choice or ())} alternatives are more than {MAX_ENUM_VALUES}"
-        raise _too_much(spec, text)
 
 
 def check_schema(schema: Any, field: str) -> None:

@@ -10,7 +10,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from nsa_serve.errors import RequestError
 from nsa_serve.params import StructuredOutputs
-from nsa_serve.structured.limits import check_limits
+from nsa_serve.structured.limits import check_schema, check_size
 
 if TYPE_CHECKING:  # it is nowhere else
     from llguidance._lib import JsonCompileOptions
@@ -32,8 +32,9 @@ def grammar_source(spec: StructuredOutputs) -> str:
 
     That it is well formed turns out when it is compiled.
     """
+    check_size(spec)
     schema = None if spec.schema is None else _parsed(spec, spec.schema)
-    check_limits(spec, schema)
+    check_schema(schema, spec.field)
     matcher = llguidance.LLMatcher
     if spec.json_object:
         return matcher.grammar_from_json_schema(_ANY_OBJECT, overrides=_JSON_OPTIONS)

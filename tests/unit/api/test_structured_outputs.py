@@ -76,3 +76,43 @@ def test_minus_one_keeps_what_the_context_holds(client: TestClient) -> None:
     body = completion_body(prompt="x" * 5000, truncate_prompt_tokens=-1, max_tokens=5)
     answer = client.post(COMPLETIONS, json=body).json()
     assert answer["usage"]["prompt_tokens"] == 999
+
+
+LARGE: Any = [str(number) for number in range(100_000)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"structured_outputs": {"choice": LARGE}}, "structured_outputs"),
+        ({"guided_choice": LARGE}, "guided_choice"),
+        ({"guided_json": {"enum": LARGE}}, "guided_json"),
+        ({"response_format": {**FORMAT, "more": LARGE}}, "response_format"),
+        ({"tools": LARGE}, "tools"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_description_beyond_all_bounds_is_refused_by_its_size_alone(
+    client: TestClient, fields: dict[str, Any], name: str
+) -> None:
+    for path, body in ((COMPLETIONS, completion_body), (CHAT, chat_body)):
+        answer = client.post(path, json=body(**fields))
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_value", name)
+        assert "bytes are more than 524288" in error["message"]
+
+
+def test_a_long_prompt_beside_a_description_is_none(client: TestClient) -> None:
+    """Its length is told, not the description's."""
+    body = completion_body(prompt="x" * 600_000, structured_outputs={"choice": ["a", "b"]})
+    answer = client.post(COMPLETIONS, json=body)
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("body", [[1] * 300_000, "x" * 600_000])
+def test_a_large_body_that_is_no_object_is_one_error_all_the_same(
+    client: TestClient, body: Any
+) -> None:
+    answer = client.post(COMPLETIONS, json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
