@@ -22,6 +22,7 @@ from msgspec.msgpack import Decoder
 
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.core import EngineCore
+from nsa_serve.engine.idle_check import IdleCheck
 from nsa_serve.engine.load import load_runner
 from nsa_serve.engine.messages import CoreFailed, ToCore
 from nsa_serve.engine.stacks import answer_with_stacks
@@ -71,17 +72,18 @@ def _serve(sock: socket.socket) -> int:
 
 def _loop(core: EngineCore, channel: Channel[ToCore]) -> None:
     """Step while there is work, taking in messages between steps; block while there is none."""
+    check = IdleCheck(core)
     while True:
         if core.has_work:
             messages = channel.receive(timeout=0)
         else:
             messages = channel.receive(_SECONDS_IDLE_BEFORE_CHECK)
             if not messages:
-                core.check_integrity()
+                check.idle()
                 messages = channel.receive(timeout=None)
         for message in messages:
             core.handle(message)
-        channel.send(core.step())
+        channel.send(check.step())
 
 
 def _receive_config(sock: socket.socket) -> EngineConfig:
