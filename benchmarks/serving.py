@@ -3,9 +3,9 @@
     .venv/bin/python -m benchmarks.serving [--model random:1b] [-- flags of `nsa-serve serve`]
 
 One server after the other with the same weights, but for what they attend to; `nsa-serve bench
-serve` sends both the same requests, --concurrency of them at a time. Writes
-benchmarks/results/serving.json, then the table of docs/load-tests.md and docs/images/served.png;
-`--only-draw` does the latter alone.
+serve` sends both the same requests, --concurrency of them at a time. Puts the run into
+benchmarks/results/serving.json, in the place of one of the same model and answers, then writes the
+tables of docs/load-tests.md and draws docs/images/served.png; `--only-draw` does the latter alone.
 """
 
 import argparse
@@ -40,6 +40,7 @@ COLUMNS = {
 }
 COMMAND = [sys.executable, "-c", "from nsa_serve.cli.main import main; main()"]
 Point = dict[str, Any]
+Run = dict[str, Any]
 
 
 def main() -> None:
@@ -54,14 +55,22 @@ def main() -> None:
     parser.add_argument("--only-draw", action="store_true")
     parser.add_argument("serve", nargs="*", help="flags of `nsa-serve serve`, behind --")
     options = parser.parse_args()
+    runs: list[Run] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     if not options.only_draw:
-        RESULTS.write_text(json.dumps(measured(options), indent=1) + "\n")
-    result = json.loads(RESULTS.read_text())
-    PAGE.write_text(filled(PAGE.read_text(), {"served": table(result)}))
-    draw(result)
+        run = measured(options)
+        others = [other for other in runs if key(other) != key(run)]
+        runs = sorted([*others, run], key=key)
+        RESULTS.write_text(json.dumps(runs, indent=1) + "\n")
+    PAGE.write_text(filled(PAGE.read_text(), {"served": tables(runs)}))
+    draw(runs)
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
+def key(run: Run) -> tuple[str, int]:
+    """What no two runs have in common."""
+    return run["model"], run["output_len"]
+
+
+def measured(options: argparse.Namespace) -> Run:
     """Figures of both sides, a point for each length."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {
@@ -123,21 +132,25 @@ def load(url: str, input_len: int, options: argparse.Namespace) -> Point:
         return point
 
 
-def table(result: dict[str, Any]) -> str:
-    """Of both sides, a row for each length and side."""
-    machine = result["machine"]
+def tables(runs: Sequence[Run]) -> str:
+    """Of each run."""
+    figure = f"![Time to the first token, time between tokens and throughput](images/{IMAGE.name})"
+    return "\n\n".join([figure, *map(table, runs)])
+
+
+def table(run: Run) -> str:
+    """A row for each length and side."""
+    machine = run["machine"]
     lines = [
-        f"One {machine['device']}, torch {machine['torch']}, Triton {machine['triton']}, commit "
-        f"{machine['commit']}, {machine['date']}: {result['model']}, {result['requests']} requests "
-        f"of each length, {result['concurrency']} at a time, answers of {result['output_len']} "
-        "tokens; medians.",
-        "",
-        "![Time to the first token, time between tokens and throughput](images/served.png)",
+        f"**{run['model']}, answers of {run['output_len']:,} tokens.** {run['requests']} requests "
+        f"of each length, {run['concurrency']} at a time; medians. One {machine['device']}, torch "
+        f"{machine['torch']}, Triton {machine['triton']}, commit {machine['commit']}, "
+        f"{machine['date']}.",
         "",
         "| prompt | attention | " + " | ".join(name for name, _ in COLUMNS.values()) + " |",
         "| ---: | --- |" + " ---: |" * len(COLUMNS),
     ]
-    sides = result["sides"]
+    sides = run["sides"]
     for points in zip(*sides.values(), strict=True):
         for side, point in zip(sides, points, strict=True):
             cells = [f"{point[name]:,.{digits}f}" for name, (_, digits) in COLUMNS.items()]
@@ -145,8 +158,8 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(result: dict[str, Any]) -> None:
-    """Three panels by length of the prompt."""
+def draw(runs: Sequence[Run]) -> None:
+    """Three panels for each run, by length of the prompt."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,18 +171,22 @@ def draw(result: dict[str, Any]) -> None:
         "median_itl_ms": "time between tokens, ms",
         "output_throughput": "output tokens/s",
     }
-    figure, places = plt.subplots(1, len(panels), figsize=(12, 3.6))
-    for axes, (name, title) in zip(places, panels.items(), strict=True):
-        for side, color in SIDES.items():
-            points = result["sides"][side]
-            x = [point["input_len"] for point in points]
-            axes.plot(x, [p[name] for p in points], "o-", color=color, label=side)
-        axes.set(title=title, xlabel="prompt, tokens", xscale="log", yscale="log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
-        axes.set_xticks(x)
-        axes.minorticks_off()
-        axes.grid(color="#dddddd", linewidth=0.6)
-    places[0].legend(frameon=False)
+    figure, rows = plt.subplots(len(runs), 3, figsize=(12, 3.5 * len(runs)), squeeze=False)
+    for run, row in zip(runs, rows, strict=True):
+        for axes, (name, title) in zip(row, panels.items(), strict=True):
+            for side, color in SIDES.items():
+                points = run["sides"][side]
+                x = [point["input_len"] for point in points]
+                axes.plot(x, [p[name] for p in points], "o-", color=color, label=side)
+            axes.set(title=title, xscale="log", yscale="log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+            axes.set_xticks(x)
+            axes.minorticks_off()
+            axes.grid(color="#dddddd", linewidth=0.6)
+        row[0].set_ylabel(f"{run['model']}, answers of {run['output_len']:,}")
+        row[0].legend(frameon=False)
+    for axes in rows[-1]:
+        axes.set_xlabel("prompt, tokens")
     figure.tight_layout()
     figure.savefig(IMAGE, dpi=110)
 
