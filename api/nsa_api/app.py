@@ -32,6 +32,8 @@ def create_app(engine: Engine | None, settings: ApiSettings) -> FastAPI:
         version=__version__,
         description="OpenAI's completions over a Native Sparse Attention engine.",
         responses=ERRORS,
+        docs_url=None,  # FastAPI's own take their scripts from elsewhere
+        redoc_url=None,
     )
     state = app.state.server = ServerState(settings)
     if settings.otlp_traces_endpoint is not None:

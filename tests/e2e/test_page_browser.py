@@ -296,3 +296,26 @@ def test_nothing_is_cut_off_at_any_width(page: Any, width: int) -> None:
     assert page.evaluate(overflow) == 0
     page.get_by_role("button", name="Stop").click()
     wait_for_end(page)
+
+
+def test_the_reference_is_a_page_of_its_own(browser: Any, engine: dict[str, Any]) -> None:
+    with run_server(engine=engine, settings={"api_keys": ["k"]}) as server:
+        context = browser.new_context(viewport={"width": 390, "height": 844})
+        page = context.new_page()
+        seen = Seen(page)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"{server.url}/docs")
+        page.get_by_role("textbox", name="API key").fill("k")
+        page.keyboard.press("Enter")
+        chat = page.locator("details", has_text="/v1/chat/completions").first
+        chat.locator("summary").click()
+        expect(chat).to_contain_text("temperature")
+        expect(chat).to_contain_text("number 0 … 100")
+        chat.get_by_role("link", name="ChatMessage").first.click()
+        expect(page.locator("#ChatMessage")).to_contain_text("role")
+        overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(overflow) == 0
+        assert {url.removeprefix(server.url).partition("/")[0] for url in asked} == {""}
+        assert [text for text in seen.errors if "401" not in text] == []
+        context.close()

@@ -1,4 +1,4 @@
-"""The built-in page: static files without a build step, outside assets or secrets."""
+"""The built-in pages: static files without a build step, outside assets or secrets."""
 
 from functools import cache
 from importlib.resources import files
@@ -15,6 +15,8 @@ FILES = MappingProxyType(
         "/page/charts.js": ("charts.js", "text/javascript"),
         "/page/selection.js": ("selection.js", "text/javascript"),
         "/page/heatmap.js": ("heatmap.js", "text/javascript"),
+        "/docs": ("docs.html", "text/html"),
+        "/page/docs.js": ("docs.js", "text/javascript"),
         "/page/icon.svg": ("icon.svg", "image/svg+xml"),
     }
 )
