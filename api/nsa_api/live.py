@@ -53,7 +53,7 @@ class LiveRequest(msgspec.Struct, frozen=True):
     """Cut to its first characters where requests of several keys run."""
     index: int
     state: str
-    """waiting, prefill or decode"""
+    """grammar (which is being compiled), waiting, prefill or decode"""
     age: float
     """Seconds since it arrived."""
     num_prompt_tokens: int

@@ -129,7 +129,8 @@ class EngineCore:
         progress: list[SequenceProgress] | None = None
         if self._progress_wanted:
             self._progress_wanted = False
-            progress = progress_of(self._reporter.arrivals, self._scheduler)
+            compiling = (message for message, _ in self._compiling.values())
+            progress = progress_of(self._reporter.arrivals, self._scheduler, compiling)
         return selections or None, progress
 
     def add(self, message: AddSequence) -> None:

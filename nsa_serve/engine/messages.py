@@ -113,7 +113,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, array_like=True, tag="rea
     """Of these, what compressed keys and values take."""
 
 
-SequenceStage = Literal["waiting", "prefill", "decode"]
+SequenceStage = Literal["grammar", "waiting", "prefill", "decode"]
 
 
 class SequenceProgress(msgspec.Struct, frozen=True, array_like=True):
@@ -121,7 +121,8 @@ class SequenceProgress(msgspec.Struct, frozen=True, array_like=True):
 
     sequence_id: int
     stage: SequenceStage
-    """Prefill and decode tell only how many tokens it is behind; the engine has no phases."""
+    """Where its grammar is being compiled it is not queued yet. Prefill and decode tell only how
+    many tokens it is behind; the engine has no phases."""
     arrived: float
     num_prompt_tokens: int
     num_cached_tokens: int

@@ -1,16 +1,27 @@
 """How far each sequence is, for those who look."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nsa_scheduler import Scheduler
 from nsa_scheduler.sequence import Sequence, SequenceState
-from nsa_serve.engine.messages import SequenceProgress, SequenceStage
+from nsa_serve.engine.messages import AddSequence, SequenceProgress, SequenceStage
 
 
-def progress_of(arrivals: Mapping[int, float], scheduler: Scheduler) -> list[SequenceProgress]:
-    """Of the sequences that arrived and have not ended, in the order of `arrivals`."""
+def progress_of(
+    arrivals: Mapping[int, float], scheduler: Scheduler, compiling: Iterable[AddSequence]
+) -> list[SequenceProgress]:
+    """Of the sequences that were queued and have not ended, in the order of `arrivals`; then of
+    those whose grammars are being compiled."""
     found = ((scheduler.find(sequence_id), at) for sequence_id, at in arrivals.items())
-    return [_progress(sequence, at) for sequence, at in found if sequence is not None]
+    queued = [_progress(sequence, at) for sequence, at in found if sequence is not None]
+    return queued + [_without_grammar(message) for message in compiling]
+
+
+def _without_grammar(message: AddSequence) -> SequenceProgress:
+    num_prompt_tokens = len(message.prompt_token_ids)
+    return SequenceProgress(
+        message.sequence_id, "grammar", message.arrived, num_prompt_tokens, 0, 0, 0, 0, 0
+    )
 
 
 def _progress(sequence: Sequence, arrived: float) -> SequenceProgress:

@@ -48,6 +48,8 @@ const STATES = {
   gone: "no connection",
 };
 
+const STAGES = { grammar: "waiting (grammar)" };
+
 function showState(state) {
   const chip = $("state");
   chip.textContent = STATES[state] ?? state;
@@ -124,7 +126,7 @@ function row(request, onLook) {
   name.title = request.id;
   const stage = document.createElement("span");
   stage.className = `stage ${request.state}`;
-  stage.textContent = request.state + (request.num_preemptions ? " (preempted)" : "");
+  stage.textContent = (STAGES[request.state] ?? request.state) + (request.num_preemptions ? " (preempted)" : "");
   if (request.state === "prefill") {
     const missing = request.num_prompt_tokens + request.num_generated_tokens;
     stage.textContent += ` ${Math.floor((100 * request.num_computed_tokens) / missing)} %`;

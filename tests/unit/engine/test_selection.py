@@ -1,6 +1,7 @@
 """A look at what the layers select: the definition's blocks and gates, and no other token."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -17,16 +18,19 @@ from nsa_serve.engine.messages import (
     LayerSelection,
     ReportProgress,
     Selection,
+    SequenceProgress,
     StepOutputs,
     WatchSequence,
 )
+from nsa_serve.errors import RequestError
 from nsa_serve.model.attention import Attention, NSABranches
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.definition import WholeSequence
 from nsa_serve.model.gates import BranchGates
 from nsa_serve.model.heads import Heads, Projected
 from nsa_serve.model.rope import Rotation
-from nsa_serve.params import SamplingParams
+from nsa_serve.params import SamplingParams, StructuredOutputs
+from nsa_serve.structured.matcher import Grammar
 from tests.support.device_engine import device_core, device_runner
 from tests.support.dialects import DIALECTS
 from tests.support.engine import add_message, stand_in_core
@@ -254,6 +258,26 @@ def test_progress_is_told_once_to_who_asks() -> None:
     core.handle(ReportProgress())
     (second, other) = core.step().progress or []
     assert (second.stage, second.num_output_tokens, other.num_output_tokens) == ("decode", 2, 3)
+
+
+def test_progress_tells_who_waits_for_a_grammar() -> None:
+    core = stand_in_core()
+    grammar: Future[Grammar] = Future()
+    core._grammars.submit = lambda spec: grammar  # type: ignore[method-assign]
+    structured = SamplingParams(max_tokens=8, structured_outputs=StructuredOutputs(regex="a+"))
+    core.add(AddSequence(0, [1, 2, 3], structured, arrived=7.0))
+    core.add(add_message(1, b"x"))
+
+    def stages() -> dict[int, str]:
+        core.handle(ReportProgress())
+        return {p.sequence_id: p.stage for p in core.step().progress or []}
+
+    assert stages() == {0: "grammar", 1: "decode"}
+    core.handle(ReportProgress())
+    (_, waiting) = core.step().progress or []
+    assert waiting == SequenceProgress(0, "grammar", 7.0, 3, 0, 0, 0, 0, 0)
+    grammar.set_exception(RequestError("no grammar"))
+    assert stages() == {1: "decode"}
 
 
 @pytest.mark.slow
