@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from nsa_serve.config import EngineConfig
-from nsa_serve.engine.client import ChatPrompt
+from nsa_serve.engine.client import AsyncEngine, ChatPrompt
 from nsa_serve.engine.stand_in import expected_continuation
 from nsa_serve.errors import ContextLengthError, GenerationError, QueueFullError, RequestError
 from nsa_serve.outputs import RequestOutput
@@ -143,6 +143,34 @@ def test_the_queue_is_bounded_and_what_is_refused_is_not_tokenised(
 
     monkeypatch.setattr(handle.engine.tokenizer, "encode", spy)
     handle.run(scene())
+
+
+@pytest.mark.slow
+def test_of_a_thousand_at_once_those_are_tokenised_that_the_queue_holds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = EngineConfig(runner="stand-in", max_num_seqs=16, max_num_queued_reqs=64)
+    encoded: list[str] = []
+
+    async def scene(engine: AsyncEngine) -> list[RequestOutput | BaseException]:
+        params = SamplingParams(max_tokens=10)
+        calls = [engine.generate(f"burst {i}", params, request_id=str(i)) for i in range(1000)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    with running_engine(config, step_seconds=0.02) as handle:
+        encode = handle.engine.tokenizer.encode
+
+        def spy(text: str) -> list[int]:
+            encoded.append(text)
+            return encode(text)
+
+        monkeypatch.setattr(handle.engine.tokenizer, "encode", spy)
+        results = handle.run(scene(handle.engine))
+    full = [result for result in results if isinstance(result, QueueFullError)]
+    assert (len(full), len(encoded)) == (920, 80)
+    waits = [error.retry_after for error in full]
+    assert waits == sorted(waits)
+    assert len(set(waits)) > 100
 
 
 def test_every_continuation_takes_a_place(handle: EngineHandle) -> None:
