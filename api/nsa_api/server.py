@@ -106,6 +106,12 @@ class _Server(uvicorn.Server):
 
         Batches do not hold it up: the next server goes on with them.
         """
+        if number := self._state.num_in_flight:
+            print(
+                f"nsa-serve ends: what runs ({number}) may finish within "
+                f"{self._settings.shutdown_timeout:g} s, a second signal ends it at once",
+                flush=True,
+            )
         if self._batches is not None:
             await self._batches.stop()
         await self._wait_until_idle(self._settings.shutdown_timeout)

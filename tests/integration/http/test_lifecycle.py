@@ -42,6 +42,7 @@ def test_sigterm_lets_streams_finish_and_takes_no_new_request() -> None:
         assert (refused.status_code, error_code(refused)) == (503, "draining")
         assert int(refused.headers["Retry-After"]) > 0
         assert server.http.get("/health").status_code == 200
+        assert "what runs (32) may finish within 30 s" in server.output()
         for text in streams.results():
             assert events(text)[-1]["choices"][0]["finish_reason"] == "length"
         finished = time.monotonic()
