@@ -1,6 +1,7 @@
 """`nsa-serve chat`: a conversation, typed or piped in."""
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +26,10 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops a
 @sampling_options
 @engine_options(model=ModelArgument, hidden=FOR_MANY, max_num_seqs=1)
 def chat(config: EngineConfig, sampling: Sampling) -> None:
-    """Talk with a model. From a pipe, each line is a turn."""
+    """Talk with a model.
+
+    On a terminal, /help says what can be typed. From a pipe, each line is a turn.
+    """
     interactive = sys.stdin.isatty()
     with open_session(config, sampling) as session:
         if not session.tokenizer.has_chat_template:
@@ -39,6 +43,8 @@ def chat(config: EngineConfig, sampling: Sampling) -> None:
                     return
                 case "/reset":
                     conversation.reset()
+                case word if interactive and re.fullmatch(r"/\w*", word):
+                    print(_HELP, file=sys.stderr)
                 case turn:
                     conversation.say(turn)
 

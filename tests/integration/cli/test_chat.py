@@ -101,6 +101,18 @@ def _terminal(*arguments: str, **stand_in: Any) -> Iterator[Terminal]:
         os.close(ours)
 
 
+def test_a_command_that_is_none_is_not_sent_to_the_model() -> None:
+    with _terminal("--max-tokens", "8") as terminal:
+        terminal.until(b"> ")
+        terminal.type(b"/help\n")
+        terminal.until(b"/help\r\n")
+        shown = terminal.until(b"> ")
+        assert b"/reset forgets the conversation" in shown
+        assert b"tokens" not in shown
+        terminal.type(b"/usr/bin is a folder\n")
+        assert b"8 tokens" in terminal.until(b"first token")
+
+
 def test_ctrl_c_stops_the_answer_and_the_conversation_goes_on() -> None:
     with _terminal("--max-tokens", "200", step_seconds=0.05) as terminal:
         terminal.until(b"> ")
