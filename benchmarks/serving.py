@@ -164,6 +164,7 @@ def draw(runs: Sequence[Run]) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     panels = {
@@ -181,6 +182,8 @@ def draw(runs: Sequence[Run]) -> None:
             axes.set(title=title, xscale="log", yscale="log")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
             axes.set_xticks(x)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
             axes.minorticks_off()
             axes.grid(color="#dddddd", linewidth=0.6)
         row[0].set_ylabel(f"{run['model']}, answers of {run['output_len']:,}")
