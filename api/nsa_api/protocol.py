@@ -35,7 +35,8 @@ class BoundedH11Protocol(H11Protocol):
         """Answer a request that h11 could not parse, with the status that h11 suggests."""
         cause = sys.exception()
         status = cause.error_status_hint if isinstance(cause, h11.RemoteProtocolError) else 400
-        self._refuse(ApiError(status, msg, code="invalid_http"))
+        code = "headers_too_large" if status == 431 else "invalid_http"
+        self._refuse(ApiError(status, msg, code=code))
 
     def _watch_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
