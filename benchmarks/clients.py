@@ -1,6 +1,6 @@
 """guidellm and aiperf, as they come, against this server: did every request succeed?
 
-    .venv/bin/python benchmarks/clients.py [--url http://…] [-- flags of `nsa-serve serve`]
+    .venv/bin/python -m benchmarks.clients [--url http://…] [-- flags of `nsa-serve serve`]
 
 Each gets a virtual environment of its own in --folder, made at the first run (gigabytes: guidellm
 brings torch and transformers). Without --url a server is started with the flags behind `--`, the
@@ -13,17 +13,16 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.servers import serve
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.load import load_tokenizer_json
 
@@ -77,7 +76,8 @@ def main() -> int:
     for name in VERSIONS:
         install(options.folder, name)
     outcomes = []
-    with tempfile.TemporaryDirectory() as scratch, server(options.url, options.serve) as url:
+    server = nullcontext(options.url) if options.url else serve(options.serve)
+    with tempfile.TemporaryDirectory() as scratch, server as url:
         load = Load(
             url,
             model_of(url),
@@ -107,25 +107,6 @@ def install(folder: Path, name: str) -> None:
         subprocess.run([python, str(ROOT / "scripts" / "install_torch.py")], check=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True)
     done.touch()
-
-
-@contextmanager
-def server(url: str | None, flags: list[str]) -> Iterator[str]:
-    """The address of a server: the one that runs, or one of our own until we leave."""
-    if url is not None:
-        yield url
-        return
-    command = [str(Path(sys.executable).with_name("nsa-serve")), "serve", "--port", "0", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = (re.search(r"ready at (http://\S+)", line) for line in process.stdout)
-            match = next(filter(None, found), None)
-            if match is None:
-                raise SystemExit("the server did not start")
-            yield match[1]
-        finally:
-            process.terminate()
 
 
 def model_of(url: str) -> str:

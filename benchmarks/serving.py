@@ -10,12 +10,9 @@ tables of docs/load-tests.md and draws docs/images/served.png; `--only-draw` doe
 
 import argparse
 import json
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import msgspec
 import torch
 
 from benchmarks.gpu_tables import filled
+from benchmarks.servers import COMMAND, serve
 from nsa_serve.bench.machine import this_machine
 
 HERE = Path(__file__).parent
@@ -38,7 +36,6 @@ COLUMNS = {
     "p99_itl_ms": ("99th, ms", 1),
     "output_throughput": ("output tokens/s", 0),
 }
-COMMAND = [sys.executable, "-c", "from nsa_serve.cli.main import main; main()"]
 Point = dict[str, Any]
 Run = dict[str, Any]
 
@@ -92,22 +89,6 @@ def measure(side: str, options: argparse.Namespace) -> Iterator[Point]:
             assert point["failed"] == 0, point
             print(side, input_len, {name: round(point[name], 2) for name in COLUMNS}, flush=True)
             yield {"input_len": input_len, **{name: point[name] for name in COLUMNS}}
-
-
-@contextmanager
-def serve(arguments: Sequence[str]) -> Iterator[str]:
-    """The address of a server with these arguments, until we leave."""
-    command = [*COMMAND, "serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = (re.search(r"ready at (http://\S+)", line) for line in process.stdout)
-            match = next(filter(None, found), None)
-            if match is None:
-                raise SystemExit("the server did not start")
-            yield match[1]
-        finally:
-            process.terminate()
 
 
 def load(url: str, input_len: int, options: argparse.Namespace) -> Point:

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -51,31 +52,20 @@ class RecordingKernels:
         rows: DecodeRows,
         spec: SparseSpec,
         scale: float,
-        *,
-        memory: tuple[Tensor, Tensor] | None = None,
-        gate_logits: bool = False,
-        out: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         chosen: list[list[int]] | None = None
         if spec.uses[1]:
+            memory = options.get("memory")
             found = self.kernels.chosen_blocks(
                 q_compressed, cache, rows, spec, scale, memory=memory
             )
             (chosen,) = found
-        weights = BranchGates(gates, gate_logits).weights
+        weights = BranchGates(gates, options.get("gate_logits", False)).weights
         means = mean_gates(weights, q.shape[1], cache.k.shape[1])
         self.layers.append(LayerSelection(chosen, means))
         return self.kernels.sparse_decode(
-            q,
-            q_compressed,
-            gates,
-            cache,
-            rows,
-            spec,
-            scale,
-            memory=memory,
-            gate_logits=gate_logits,
-            out=out,
+            q, q_compressed, gates, cache, rows, spec, scale, **options
         )
 
 
