@@ -36,10 +36,13 @@ _HIDDEN = (("FileRecord", "owner"), ("BatchRecord", "owner"), ("BatchRecord", "o
 
 def _error(description: str) -> dict[str, Any]:
     schema = {"$ref": _REF.format(name=ErrorResponse.__name__)}
-    retry = {"description": "Seconds after which to try again", "schema": {"type": "integer"}}
+    headers = {
+        name: {"description": f"{unit} after which to try again", "schema": {"type": "integer"}}
+        for name, unit in (("Retry-After", "Seconds"), ("Retry-After-Ms", "Milliseconds"))
+    }
     return {
         "description": description,
-        "headers": {"Retry-After": retry},
+        "headers": headers,
         "content": {"application/json": {"schema": schema}},
     }
 
