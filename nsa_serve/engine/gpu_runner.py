@@ -15,7 +15,6 @@ Sequences that surely end with the step's token do not run ahead, nor do any as 
 more than the last token's number before the next can be sampled: penalties, log-probabilities.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -25,8 +24,8 @@ from torch import Tensor
 from nsa_kernels.cache import LayerCache
 from nsa_kernels.geometry import num_pages_for
 from nsa_scheduler.output import ScheduledBatch, ScheduledSequence
-from nsa_scheduler.sequence import Sequence
 from nsa_serve.engine.constraint import Constraint
+from nsa_serve.engine.gpu_collect import Collector
 from nsa_serve.engine.gpu_inputs import BlockTables, Uploader, row_inputs, slots_of_rows
 from nsa_serve.engine.gpu_sampler import GpuSampler
 from nsa_serve.engine.gpu_selection import device_selection_of
@@ -41,9 +40,8 @@ from nsa_serve.engine.graphs import DecodeSteps, GraphKey, RowBuffers
 from nsa_serve.engine.inputs import SlotRule
 from nsa_serve.engine.launched import Download, Known, Launched, LaunchedChunks, Row
 from nsa_serve.engine.messages import Selection
-from nsa_serve.engine.model_runner import NOT_A_NUMBER, prompt_logprobs
 from nsa_serve.engine.runner import RunnerInfo, StepResult
-from nsa_serve.engine.sampler import logprobs_of, sampling_state
+from nsa_serve.engine.sampler import sampling_state
 from nsa_serve.engine.watched import Watched
 from nsa_serve.model.decoder import Decoder
 from nsa_serve.model.device import DeviceAttention, DeviceContext
@@ -68,6 +66,7 @@ class GpuRunner:
         nsa = decoder.config.nsa
         self._rule = None if nsa is None else SlotRule(nsa.compress_stride, nsa.first_slot)
         self._known: dict[int, Known] = {}
+        self._collector = Collector(decoder, layers, self._known)
         on_gpu = self._device.type != "cpu"
         self._sampler = GpuSampler(info.vocab_size, self._device, use_kernels=on_gpu)
         self._upload = Uploader(self._device)
@@ -161,13 +160,11 @@ class GpuRunner:
         if rows := self._rows_ahead(items):
             self._ahead = self._launch_rows(rows, from_device=True)
         if ahead is not None and wanted:
-            self._collect(ahead, wanted, result)
+            self._collector.take_rows(ahead, wanted, result)
         for part in launched:
             if part.chunks is not None:
-                self._collect_chunks(part.chunks, result)
-            self._collect(part, range(len(part.rows)), result)
-        for sequence_id, logprobs in result.prompt_logprobs.items():
-            self._known[sequence_id].state.num_prompt_logprobs += len(logprobs)
+                self._collector.take_chunks(part.chunks, result)
+            self._collector.take_rows(part, range(len(part.rows)), result)
         return result
 
     def _launch(self, items: list[ScheduledSequence]) -> list[Launched]:
@@ -293,50 +290,3 @@ class GpuRunner:
         ids = self._sampler(logits, states, outputs)
         self._last_ids.index_copy_(0, table_rows, ids.clamp_min(0))
         return Download(ids)
-
-    def _collect_chunks(self, chunks: LaunchedChunks, result: StepResult) -> None:
-        """What a step with chunks found out about its tokens, the samples apart."""
-        finite = chunks.finite.take()
-        start = 0
-        for item in chunks.items:
-            own = slice(start, start + item.num_tokens)
-            start += item.num_tokens
-            if not finite[own].all():
-                self._fail(item.sequence, item.start, result)
-                continue
-            state = self._known[item.sequence.sequence_id].state
-            logprobs = prompt_logprobs(self._decoder, item, chunks.hidden[own], state)
-            if logprobs:
-                result.prompt_logprobs[item.sequence.sequence_id] = logprobs
-
-    def _collect(self, launched: Launched, wanted: Iterable[int], result: StepResult) -> None:
-        """Wait for the sampled tokens and report those of the wanted rows."""
-        if launched.ids is None:
-            return
-        ids = launched.ids.take().tolist()
-        for i in wanted:
-            row, token = launched.rows[i], ids[i]
-            sequence_id = row.sequence.sequence_id
-            if sequence_id in result.failed:
-                continue
-            if token < 0:
-                self._fail(row.sequence, row.position, result)
-                continue
-            result.token_ids[sequence_id] = token
-            known = self._known[sequence_id]
-            known.position, known.token_id = row.position + 1, token
-            num_top = known.state.params.logprobs
-            if num_top is not None:
-                assert launched.logits is not None
-                logits = launched.logits[i : i + 1].float()
-                result.logprobs[sequence_id] = logprobs_of(logits, [token], num_top)[0]
-
-    def _fail(self, sequence: Sequence, position: int, result: StepResult) -> None:
-        """End a sequence whose step was not finite; what it wrote from `position` on is erased."""
-        known = self._known[sequence.sequence_id]
-        result.failed[sequence.sequence_id] = known.state.failure or NOT_A_NUMBER
-        pages = torch.tensor(
-            sequence.pages[position // self._info.page_size :], device=self._device
-        )
-        for cache in self._layers.caches:
-            cache.erase(pages)
