@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 SHORTEST_WAIT = 1.0
 LONGEST_WAIT = 60.0
-"""Seconds; clients of OpenAI's API take a longer one for a mistake and come back at once."""
+"""Seconds; the openai package ignores a longer one, in later versions only one above 120."""
 
 _MEMORY = 20.0
 """Seconds of full work after which a finish counts for 1/e of a new one."""
