@@ -133,7 +133,7 @@ def test_any_mutation_of_the_bytes(small: TestClient, count: int) -> None:
 
     check()
     print(codes)
-    assert codes["invalid_json"] < 0.8 * count  # the others came further than to the parser
+    assert codes["invalid_json"] < 0.95 * count  # the others came further than to the parser
     assert codes[None]
 
 
