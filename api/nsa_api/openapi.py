@@ -93,7 +93,7 @@ def documented(
     schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if chunk is not None:
-        content["text/event-stream"] = {"schema": _event(chunk, "A chunk; the last is [DONE]")}
+        content["text/event-stream"] = {"schema": _event(chunk, "A chunk", last="[DONE]")}
     return {200: {"description": "Success", "content": content}, **ERRORS}
 
 
@@ -105,14 +105,18 @@ def documented_events(
     return {200: {"description": description, "content": schema}, **ERRORS}
 
 
-def _event(content: type[msgspec.Struct], description: str) -> dict[str, Any]:
-    """One event of a stream, as OpenAPI describes them."""
-    data = {
+def _event(
+    content: type[msgspec.Struct], description: str, last: str | None = None
+) -> dict[str, Any]:
+    """One event of a stream, as OpenAPI describes them; `last` is that without content."""
+    data: dict[str, Any] = {
         "type": "string",
         "description": description,
         "contentMediaType": "application/json",
         "contentSchema": {"$ref": _REF.format(name=content.__name__)},
     }
+    if last is not None:
+        data = {"anyOf": [data, {"const": last}]}
     return {"type": "object", "properties": {"data": data}}
 
 
