@@ -208,3 +208,27 @@ def test_without_a_template_chat_is_refused(tmp_path: Path) -> None:
     assert not tokenizer.has_chat_template
     with pytest.raises(RequestError, match="no chat template"):
         tokenizer.encode_chat([{"role": "user", "content": "a"}])
+
+
+def resident() -> int:
+    """Bytes of this process in memory, without the pages of files."""
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in x)
+    return int(line.split()[1]) * 1024
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_words_that_never_come_again_take_no_memory(special: bool) -> None:
+    tokenizer, rng = Tokenizer.byte_level(), random.Random(0)
+
+    def read(count: int) -> None:
+        for _ in range(count):
+            word = rng.randbytes(100).hex()
+            if special:
+                tokenizer.encode(word)
+            else:
+                tokenizer.encode_chat([{"role": "user", "content": word}])
+
+    read(2000)
+    before = resident()
+    read(6000)
+    assert resident() - before < 4 << 20  # 10,000 kept words would be 40 MiB
