@@ -9,6 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nsa_api.errors import ApiError
 
+_SECONDS_TO_CATCH_UP = 0.02
+
 
 class BoundedH11Protocol(H11Protocol):
     """Answers 408 to a head that does not arrive in time, and 400 or 431 to a malformed one."""
@@ -42,12 +44,16 @@ class BoundedH11Protocol(H11Protocol):
         if self.conn.their_state is not h11.IDLE:
             self._stop_clock()
         elif self._deadline is None:
-            self._deadline = self.loop.call_later(self.read_timeout, self._head_is_late)
+            self._deadline = self.loop.call_later(self.read_timeout, self._head_may_be_late)
 
     def _stop_clock(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _head_may_be_late(self) -> None:
+        """Read once more before it is: after a stall of the process, timers come before data."""
+        self._deadline = self.loop.call_later(_SECONDS_TO_CATCH_UP, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self.conn.trailing_data[0]:

@@ -1,6 +1,7 @@
 """Bytes on the wire that no client library would send; the server serves on, without a trace."""
 
 import re
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -105,6 +106,18 @@ def test_unfinished_request_is_a_408(server: ServerProcess, sent: bytes) -> None
     started = time.monotonic()
     assert_error(server.talk(sent), 408)
     assert 0.4 < time.monotonic() - started < 3
+
+
+def test_request_that_came_while_the_process_was_stopped_is_answered(
+    server: ServerProcess,
+) -> None:
+    with server.connect() as connection:
+        time.sleep(0.1)  # it is accepted, and its clock runs
+        server.signal(signal.SIGSTOP)
+        connection.sendall(post(GOOD))
+        time.sleep(0.6)
+        server.signal(signal.SIGCONT)
+        assert status(read_all(connection)) == 200
 
 
 def test_second_request_of_a_connection_has_a_deadline_too(server: ServerProcess) -> None:
