@@ -23,6 +23,7 @@ from nsa_serve import event_loop
 from nsa_serve.config import EngineConfig
 from nsa_serve.engine.client import AsyncEngine
 from nsa_serve.errors import ConfigError
+from nsa_serve.garbage import keep_all
 
 _POLL_SECONDS = 0.02
 _SECONDS_FOR_LAST_WORDS = 1.0
@@ -91,6 +92,7 @@ class _Server(uvicorn.Server):
                 self._state.attach(engine)
                 if self._batches is not None:
                     self._batches.start()
+                keep_all()
                 self._announce(engine, started, listening)
                 watching = asyncio.create_task(Watchdog(self._state, engine).run())
                 await self._stop.wait()

@@ -9,7 +9,6 @@ group are the parent's to act on.
 
 import argparse
 import faulthandler
-import gc
 import logging
 import os
 import select
@@ -28,6 +27,7 @@ from nsa_serve.engine.messages import CoreFailed, ToCore
 from nsa_serve.engine.stacks import answer_with_stacks
 from nsa_serve.engine.transport import Channel
 from nsa_serve.errors import NsaServeError
+from nsa_serve.garbage import keep_all
 from nsa_serve.logs import configure_logs
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ def _serve(sock: socket.socket) -> int:
     channel = Channel[ToCore](sock, Decoder(ToCore))
     try:
         core = EngineCore(config := _receive_config(sock), load_runner(config))
-        gc.collect()
-        gc.freeze()  # or every full collection between steps walks all that was loaded
+        keep_all()
         channel.send(core.ready)
         core.prepare_grammars()
         _loop(core, channel)
