@@ -88,7 +88,7 @@ class Case:
 
 CASES = {
     "stand-in, a step takes 2.5 ms": Case("stand-in", "stand-in", 256, 2000, 64, 64, 64, 2.5),
-    "built-in model": Case("model", "SmolLM2-135M-Instruct-NSA", 49_152, 32, 32, 32, 8),
+    "built-in model": Case("model", "SmolLM2-135M-Instruct-NSA", 49_152, 96, 32, 32, 8),
 }
 
 
