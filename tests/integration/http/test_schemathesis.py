@@ -33,6 +33,7 @@ checks.negative_data_rejection.enabled = false
 SOME = ["--phases", "coverage", "--exclude-path", "/v1/chat/completions"]
 SOME += ["--exclude-path", "/tokenize", "--generation-deterministic"]
 """Boundaries of every field, in all bodies but those with messages, which are thousands."""
+MANY = ["--max-examples", "500", "--generation-database", "none"]
 
 
 def upload(http: httpx.Client) -> str:
@@ -81,7 +82,7 @@ def run_schemathesis(server: ServerProcess, folder: Path, *options: str) -> dict
     command = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", server.url]
     command += ["--header", "Authorization: Bearer key", "--exclude-path", ENDLESS]
     command += ["--exclude-checks", "positive_data_acceptance", "--suppress-health-check", "all"]
-    command += ["--warnings", "off", "--generation-database", "none"]
+    command += ["--warnings", "off"]
     command += ["--report", "json", "--report-json-path", "report.json", *options]
     done = subprocess.run(command, cwd=folder, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2000:]
@@ -107,7 +108,7 @@ def assert_unharmed(server: ServerProcess) -> None:
     ("options", "cases"),
     [
         pytest.param(SOME, 600, id="some"),
-        pytest.param(["--max-examples", "500"], 10_000, id="many", marks=pytest.mark.slow),
+        pytest.param(MANY, 10_000, id="many", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.timeout(3600)
