@@ -5,12 +5,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import msgspec
+
 from nsa_api.engine import Engine
 from nsa_api.entrance import about_to_reserve
 from nsa_api.errors import unavailable
 from nsa_api.tally import Tally
 from nsa_serve.engine.prompts import Prompt
-from nsa_serve.outputs import RequestOutput
+from nsa_serve.outputs import CompletionOutput, RequestOutput
 from nsa_serve.params import SamplingParams
 
 _MERGE_DEPTH = 256
@@ -28,6 +30,8 @@ class Generation:
     params: SamplingParams
     priority: int
     salt: bytes
+    prompt_only: bool = False
+    """Nothing of the continuations is wanted: each ends before its first token."""
 
     def tally(self) -> Tally:
         """An empty count of its tokens."""
@@ -61,13 +65,14 @@ class Generation:
 
     async def _generate_one(self, engine: Engine, i: int) -> RequestOutput:
         about_to_reserve()
-        return await engine.generate(
+        output = await engine.generate(
             self.prompts[i],
             self.params,
             request_id=self._id(i),
             priority=self.priority,
             salt=self.salt,
         )
+        return _without_continuations(output) if self.prompt_only else output
 
     async def _stream_one(self, engine: Engine, i: int) -> AsyncGenerator[IndexedOutput, None]:
         outputs = engine.stream(
@@ -80,10 +85,29 @@ class Generation:
         about_to_reserve()
         async with aclosing(outputs):
             async for output in outputs:
-                yield i, output
+                yield i, _without_continuations(output) if self.prompt_only else output
 
     def _id(self, i: int) -> str:
         return self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{i}"
+
+
+def _without_continuations(output: RequestOutput) -> RequestOutput:
+    """The engine samples one token at least; here it is as if it had not."""
+    return msgspec.structs.replace(
+        output,
+        outputs=[
+            CompletionOutput(
+                index=completion.index,
+                text="",
+                token_ids=[],
+                logprobs=None if completion.logprobs is None else [],
+                finish_reason="length"
+                if completion.finish_reason == "stop"
+                else completion.finish_reason,
+            )
+            for completion in output.outputs
+        ],
+    )
 
 
 def _raise_if_aborted(output: RequestOutput) -> None:

@@ -36,11 +36,11 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """The legacy format: four lists over the tokens."""
+    """The legacy format: four lists over the tokens; null for what has nothing before it."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

@@ -161,6 +161,9 @@ class CompletionRequest(SamplingFields):
     prompt: Annotated[
         PromptInput, PlainValidator(_check_prompt, json_schema_input_type=PromptInput)
     ]
+    max_tokens: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    """0 only with `echo`."""
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
 

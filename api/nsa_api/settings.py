@@ -32,6 +32,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Bound on prompts · n · max_tokens of one request."""
     max_request_sequences: int = 512
     """Bound on prompts · n of one request; `serve` lowers it to what the queue can hold."""
+    max_request_candidates: int = 1 << 19
+    """Bound on what one answer tells of its prompts: prompt tokens · n · log-probabilities of each,
+    and one more if they are echoed."""
 
     batch_dir: str | None = None
     """Folder of the files and batches of the Batch API, which is off without one."""
@@ -59,9 +62,11 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("max_file_bytes", "max_batch_dir_bytes", "batch_days"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")
-        for name in ("max_request_tokens", "max_request_sequences", "stuck_timeout"):
+        for name in ("max_request_tokens", "max_request_sequences", "max_request_candidates"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")
+        if self.stuck_timeout <= 0:
+            raise ConfigError("stuck_timeout must be positive")
         if self.shutdown_timeout < 0:
             raise ConfigError("shutdown_timeout must not be negative")
 

@@ -13,6 +13,7 @@ from nsa_api.engine import Engine
 from nsa_api.errors import ApiError, bad_request
 from nsa_api.schemas import SamplingFields
 from nsa_api.settings import ApiSettings
+from nsa_serve.engine.prompts import Prompt
 from nsa_serve.params import SamplingParams, StructuredOutputs
 from nsa_serve.structured.limits import MAX_SOURCE_BYTES
 
@@ -25,7 +26,6 @@ REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "chat_template": (),
-    "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "kv_transfer_params": (),
@@ -130,9 +130,11 @@ def sampling_params(
     *,
     max_tokens: int | None,
     logprobs: int | None,
+    prompt_logprobs: int | None,
     structured: StructuredOutputs | None,
 ) -> SamplingParams:
-    """The request's fields, then the model's defaults, then OpenAI's."""
+    """The request's fields, then the model's defaults, then OpenAI's; for no tokens at all one,
+    as the engine samples no fewer."""
     _check_combinations(body, max_tokens)
     logit_bias = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
     stop_token_ids = tuple(body.stop_token_ids or ())
@@ -143,7 +145,7 @@ def sampling_params(
     defaults = engine.generation
     return SamplingParams(
         n=_first(body.n, None, 1),
-        max_tokens=max_tokens,
+        max_tokens=1 if max_tokens == 0 else max_tokens,
         min_tokens=_first(body.min_tokens, None, 0),
         temperature=_first(body.temperature, defaults.temperature, 1.0),
         top_p=_first(body.top_p, defaults.top_p, 1.0),
@@ -159,7 +161,7 @@ def sampling_params(
         include_stop_str_in_output=body.include_stop_str_in_output,
         ignore_eos=body.ignore_eos,
         logprobs=logprobs,
-        prompt_logprobs=body.prompt_logprobs,
+        prompt_logprobs=prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens,
         allowed_token_ids=None if allowed is None else tuple(allowed),
         bad_words=tuple(body.bad_words or ()),
@@ -175,10 +177,15 @@ def check_token_ids(field: str, lists: Iterable[Sequence[int]], engine: Engine) 
 
 
 def check_work(
-    num_prompts: int, params: SamplingParams, engine: Engine, limits: ApiSettings
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    engine: Engine,
+    limits: ApiSettings,
+    *,
+    echo: bool = False,
 ) -> None:
-    """Bound what one request can ask for, as a product."""
-    sequences = num_prompts * params.n
+    """Bound what one request can ask for, as products."""
+    sequences = len(prompts) * params.n
     if sequences > limits.max_request_sequences:
         text = f"prompts × n is {sequences}, at most {limits.max_request_sequences} are served"
         raise bad_request(text, "n")
@@ -187,6 +194,22 @@ def check_work(
     if tokens > limits.max_request_tokens:
         text = f"prompts × n × max_tokens is {tokens}, at most {limits.max_request_tokens}"
         raise bad_request(f"{text} are served", "max_tokens")
+    per_token = echo + (0 if params.prompt_logprobs is None else params.prompt_logprobs + 1)
+    if per_token:
+        prompt_tokens = sum(min(_most_tokens(prompt), context) for prompt in prompts)
+        candidates = prompt_tokens * params.n * per_token
+        if candidates > limits.max_request_candidates:
+            text = f"what is told of the prompts is {candidates} values,"
+            field = "echo" if echo else "prompt_logprobs"
+            most = limits.max_request_candidates
+            raise bad_request(f"{text} at most {most} are served", field)
+
+
+def _most_tokens(prompt: Prompt) -> int:
+    """How many it can have: no token stands for less than a byte."""
+    if isinstance(prompt, list):
+        return len(prompt)
+    return len(prompt.encode() if isinstance(prompt, str) else msgspec.json.encode(prompt))
 
 
 def _first(requested: T | None, default: T | None, fallback: T) -> T:

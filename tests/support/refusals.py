@@ -318,10 +318,14 @@ REFUSALS = (
     ),
     Refusal(
         "`logprobs`, `top_logprobs`, `prompt_logprobs`: 21, −1; `top_logprobs` without `logprobs`; "
-        "`prompt_logprobs` in a stream",
+        "`prompt_logprobs`, or `echo` with `logprobs`, in a stream; more of the prompts than 2¹⁹ values",
         400,
         "invalid_value",
-        completions(*every("logprobs", 21, -1, True))
+        completions(
+            *every("logprobs", 21, -1, True),
+            *({"echo": 1}, {"echo": True, "logprobs": 0, "stream": True}),
+            {"echo": True, "logprobs": 20, "prompt": ["x" * 500] * 4, "n": 128},
+        )
         + chats(
             *({"logprobs": True, "top_logprobs": number} for number in (21, -1)),
             *({"logprobs": 1}, {"top_logprobs": 1}),
@@ -428,7 +432,7 @@ REFUSALS = (
         ),
     ),
     Refusal(
-        "`echo`, `suffix`, `best_of`, `chat_template`, `prompt_embeds`, `logits_processors`, "
+        "`suffix`, `best_of`, `chat_template`, `prompt_embeds`, `logits_processors`, "
         "`kv_transfer_params`, `functions`, `audio`, `use_beam_search`, `tools` in a completion",
         400,
         "unsupported_parameter",
@@ -442,7 +446,7 @@ REFUSALS = (
             {"audio": {}},
             {"use_beam_search": True},
         )
-        + completions({"echo": True}, {"suffix": "end"}, {"tools": [tool()]}),
+        + completions({"suffix": "end"}, {"tools": [tool()]}),
     ),
     Refusal(
         "an upload that is no form, or ends early",

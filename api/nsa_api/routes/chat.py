@@ -78,11 +78,12 @@ def _generation(
         engine,
         max_tokens=body.max_tokens if max_tokens is None else max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
         structured=offered.structured,
     )
-    check_work(1, params, engine, state.settings)
     messages = [message.for_template() for message in body.messages]
     prompt = ChatPrompt(messages, offered.for_template)
+    check_work([prompt], params, engine, state.settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
     return Generation(request_id, [prompt], params, body.priority, salt_of(request, body))
 
@@ -108,7 +109,9 @@ class ChatAnswer:
             model=self.body.model,
             choices=[self._choice(completion) for completion in output.outputs],
             usage=tally.usage(),
-            prompt_logprobs=prompt_logprobs(self.engine.tokenizer, output),
+            prompt_logprobs=prompt_logprobs(
+                self.engine.tokenizer, output, self.body.prompt_logprobs
+            ),
             prompt_token_ids=output.prompt_token_ids if self.body.return_token_ids else UNSET,
         )
 

@@ -1,5 +1,6 @@
 """POST /v1/completions."""
 
+import asyncio
 import time
 import uuid
 from collections import defaultdict
@@ -11,6 +12,7 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from nsa_api.engine import Engine
+from nsa_api.errors import bad_request
 from nsa_api.generation import Generation
 from nsa_api.logprobs import completion_logprobs, prompt_logprobs
 from nsa_api.openapi import documented
@@ -29,6 +31,7 @@ from nsa_api.schemas import CompletionRequest
 from nsa_api.sse import EventStream
 from nsa_api.state import ServerState, server_state
 from nsa_api.structured import structured_outputs
+from nsa_api.tally import Tally
 from nsa_api.validation import (
     check_token_ids,
     check_work,
@@ -36,7 +39,7 @@ from nsa_api.validation import (
     sampling_params,
 )
 from nsa_serve.engine.prompts import Prompt
-from nsa_serve.outputs import CompletionOutput, RequestOutput
+from nsa_serve.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -61,16 +64,26 @@ def _generation(
 ) -> Generation:
     prompts = _prompts(body)
     check_token_ids("prompt", (p for p in prompts if isinstance(p, list)), engine)
+    _check_echo(body)
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(
         body,
         engine,
-        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=max_tokens,
         logprobs=body.logprobs,
+        prompt_logprobs=_prompt_logprobs(body),
         structured=structured_outputs(body),
     )
-    check_work(len(prompts), params, engine, state.settings)
+    check_work(prompts, params, engine, state.settings, echo=bool(body.echo))
     request_id = f"cmpl-{uuid.uuid4().hex}"
-    return Generation(request_id, prompts, params, body.priority, salt_of(request, body))
+    return Generation(
+        request_id,
+        prompts,
+        params,
+        body.priority,
+        salt_of(request, body),
+        prompt_only=max_tokens == 0,
+    )
 
 
 def _prompts(body: CompletionRequest) -> list[Prompt]:
@@ -78,6 +91,19 @@ def _prompts(body: CompletionRequest) -> list[Prompt]:
     if isinstance(prompt, str) or isinstance(prompt[0], int):
         return [prompt]
     return list(prompt)
+
+
+def _check_echo(body: CompletionRequest) -> None:
+    if body.max_tokens == 0 and not body.echo:
+        raise bad_request("max_tokens must be at least 1 without echo", "max_tokens")
+    if body.echo and body.stream and body.logprobs is not None:
+        raise bad_request("echo cannot be streamed with logprobs", "echo")
+
+
+def _prompt_logprobs(body: CompletionRequest) -> int | None:
+    """How many the engine is to tell: for `prompt_logprobs`, and for `logprobs` of an echo."""
+    asked = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return max((number for number in asked if number is not None), default=None)
 
 
 @dataclass(slots=True)
@@ -95,6 +121,12 @@ class CompletionAnswer:
         """The answer in one piece."""
         tally = self.generation.tally()
         outputs = await run_whole(request, state, self.engine, self.generation, tally)
+        if self.generation.params.prompt_logprobs is None:
+            return self._completion(outputs, tally)
+        # Of a long prompt these are many; what streams meanwhile must not wait for them.
+        return await asyncio.to_thread(self._completion, outputs, tally)
+
+    def _completion(self, outputs: list[RequestOutput], tally: Tally) -> Completion:
         return Completion(
             id=self.generation.request_id,
             created=self.created,
@@ -115,8 +147,11 @@ class CompletionAnswer:
         begun: set[tuple[int, int]] = set()
         with state.serving(tally):
             async for i, output in self.generation.stream(self.engine, tally):
-                for completion in filter(self._worth_sending, output.outputs):
+                for completion in output.outputs:
                     place = i, completion.index
+                    echo = bool(self.body.echo) and place not in begun
+                    if not (echo or self._worth_sending(completion)):
+                        continue
                     choice = self._choice(i, completion, None if place in begun else output)
                     begun.add(place)
                     yield encoder.chunk([choice], tally.usage() if continuous else None)
@@ -130,25 +165,44 @@ class CompletionAnswer:
         self, i: int, completion: CompletionOutput, prompt: RequestOutput | None
     ) -> CompletionChoice:
         """With what was asked about the prompt, if `prompt` is given."""
+        body, tokenizer = self.body, self.engine.tokenizer
         index = i * self.generation.params.n + completion.index
-        with_ids = bool(self.body.return_token_ids)
+        with_ids = bool(body.return_token_ids)
+        echoed = prompt if body.echo else None
         return CompletionChoice(
             index=index,
-            text=completion.text,
-            logprobs=self._logprobs(index, completion),
+            text=self._prompt_text(echoed) + completion.text if echoed else completion.text,
+            logprobs=self._logprobs(index, completion, echoed),
             finish_reason=completion.finish_reason,
             stop_reason=completion.stop_reason,
-            prompt_logprobs=prompt_logprobs(self.engine.tokenizer, prompt),
+            prompt_logprobs=prompt_logprobs(tokenizer, prompt, body.prompt_logprobs)
+            if prompt
+            else UNSET,
             prompt_token_ids=prompt.prompt_token_ids if prompt and with_ids else UNSET,
             token_ids=completion.token_ids if with_ids else UNSET,
         )
 
-    def _logprobs(self, index: int, completion: CompletionOutput) -> CompletionLogprobs | None:
+    def _prompt_text(self, output: RequestOutput) -> str:
+        """As it was given, if it was a text and all of it was read."""
+        if output.prompt is not None and self.body.truncate_prompt_tokens is None:
+            return output.prompt
+        skip = self.body.skip_special_tokens
+        return self.engine.tokenizer.decode(output.prompt_token_ids, skip_special_tokens=skip)
+
+    def _logprobs(
+        self, index: int, completion: CompletionOutput, echoed: RequestOutput | None
+    ) -> CompletionLogprobs | None:
         if completion.logprobs is None or self.body.logprobs is None:
             return None
+        places: list[TokenLogprobs | None] = list(completion.logprobs)
+        token_ids = [place.chosen.token_id for place in completion.logprobs]
+        if echoed and echoed.prompt_logprobs is not None:
+            places = echoed.prompt_logprobs + places
+            token_ids = echoed.prompt_token_ids + token_ids
         result = completion_logprobs(
             self.engine.tokenizer,
-            completion.logprobs,
+            token_ids,
+            places,
             num_top=self.body.logprobs,
             offset=self._offsets[index],
         )

@@ -95,7 +95,7 @@ def test_a_bad_line_is_an_error_line(code: str, bad: bytes, source: Path, target
         ({"max_tokens": 0}, 400, "invalid_value"),
         ({"model": "other"}, 404, "model_not_found"),
         ({"stream": True}, 400, "unsupported_parameter"),
-        ({"echo": True}, 400, "unsupported_parameter"),
+        ({"suffix": "x"}, 400, "unsupported_parameter"),
         ({"prompt": "x" * 2000}, 400, "context_length_exceeded"),
         ({"prompt": None}, 400, "invalid_value"),
         ({"n": 129}, 400, "invalid_value"),
