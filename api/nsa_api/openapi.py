@@ -21,6 +21,7 @@ _ANSWERS: tuple[type[msgspec.Struct], ...] = (
     responses.ModelList,
     responses.TokenizeResponse,
     responses.DetokenizeResponse,
+    responses.TokenizerInfo,
     responses.HealthStatus,
     responses.Version,
     responses.ServerLoad,

@@ -212,6 +212,18 @@ class TokenizeResponse(msgspec.Struct, frozen=True, kw_only=True):
     token_strs: list[str] | None = None
 
 
+class TokenizerInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client needs besides /tokenize to prepare prompts by itself."""
+
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    model_max_length: int
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    chat_template: str | None = None
+
+
 class DetokenizeResponse(msgspec.Struct, frozen=True):
     """The text of token ids."""
 

@@ -46,7 +46,9 @@ class Tokenizer:
         self._added = backend.get_added_tokens_decoder()
         self._special = SpecialTokens(self._added)
         self._add_bos = config.add_bos_token
-        tokens = config.special_tokens
+        self.special_tokens = tokens = config.special_tokens
+        """Texts by name, eos_token and so on: those that are set."""
+        self.chat_template_source = chat_template
         self.bos_token_id = _id_of(backend, "bos_token", tokens.get("bos_token"))
         self.eos_token_id = _id_of(backend, "eos_token", tokens.get("eos_token"))
         self._chat_template = ChatTemplate(chat_template, tokens) if chat_template else None

@@ -318,7 +318,7 @@ REFUSALS = (
     ),
     Refusal(
         "`logprobs`, `top_logprobs`, `prompt_logprobs`: 21, −1; `top_logprobs` without `logprobs`; "
-        "`prompt_logprobs`, or `echo` with `logprobs`, in a stream; more of the prompts than 2¹⁹ values",
+        "`prompt_logprobs`, or `echo` with `logprobs`, in a stream; over 2¹⁹ values of the prompts",
         400,
         "invalid_value",
         completions(

@@ -7,7 +7,13 @@ from starlette.responses import Response
 
 from nsa_api.errors import bad_request
 from nsa_api.openapi import documented
-from nsa_api.responses import DetokenizeResponse, ModelCard, ModelList, TokenizeResponse
+from nsa_api.responses import (
+    DetokenizeResponse,
+    ModelCard,
+    ModelList,
+    TokenizeResponse,
+    TokenizerInfo,
+)
 from nsa_api.routes.common import json_response
 from nsa_api.schemas import DetokenizeRequest, TokenizeRequest
 from nsa_api.state import ServerState, server_state
@@ -62,6 +68,19 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
         token_strs=list(map(tokenizer.token_text, tokens)) if body.return_token_strs else None,
     )
     return json_response(answer, headers)
+
+
+@router.get("/tokenizer_info", responses=documented(TokenizerInfo))
+async def tokenizer_info(request: Request) -> Response:
+    """Special tokens and the chat template."""
+    engine = server_state(request).engine()
+    tokenizer = engine.tokenizer
+    answer = TokenizerInfo(
+        model_max_length=engine.info.max_model_len,
+        chat_template=tokenizer.chat_template_source,
+        **tokenizer.special_tokens,
+    )
+    return json_response(answer)
 
 
 @router.post("/detokenize", responses=documented(DetokenizeResponse))

@@ -2,6 +2,7 @@
 
 import time
 
+import jinja2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -90,6 +91,19 @@ def test_tokenize_and_back(client: TestClient) -> None:
     messages = [{"role": "user", "content": "Hello"}]
     answer = client.post("/tokenize", json={"messages": messages})
     assert answer.json()["count"] > len("Hello")
+
+
+def test_what_prompts_are_prepared_with_is_told(client: TestClient) -> None:
+    info = client.get("/tokenizer_info").json()
+    messages = [{"role": "user", "content": "Hello"}]
+    template = jinja2.Environment().from_string(info["chat_template"])
+    text = template.render(messages=messages, add_generation_prompt=True)
+    answer = client.post("/tokenize", json={"prompt": text, "add_special_tokens": False}).json()
+    assert (
+        answer["tokens"] == client.post("/tokenize", json={"messages": messages}).json()["tokens"]
+    )
+    assert (info["eos_token"], info["bos_token"]) == ("<|im_end|>", None)
+    assert info["model_max_length"] == 1000
 
 
 @pytest.mark.parametrize(
