@@ -28,6 +28,7 @@ from nsa_serve.engine.load import load_tokenizer_json
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results" / "clients.json"
+FOLDER = Path.home() / ".cache/nsa-serve/clients"
 VERSIONS = {"guidellm": "0.8.1", "aiperf": "0.13.0"}
 ENDPOINTS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 COLUMNS = ("client", "endpoint", "succeeded", "failed", "ttft_ms", "itl_ms", "output_tokens_per_s")
@@ -63,7 +64,7 @@ def main() -> int:
     """The exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="a server that runs; otherwise one is started")
-    parser.add_argument("--folder", type=Path, default=Path.home() / ".cache/nsa-serve/clients")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--tokenizer", type=Path, help="folder of the model's; needed with --url")
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--concurrency", type=int, default=4)
@@ -73,8 +74,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.url and not options.tokenizer:
         parser.error("--url needs --tokenizer")
-    for name in VERSIONS:
-        install(options.folder, name)
+    for name, version in VERSIONS.items():
+        install(options.folder, name, f"{name}=={version}", with_torch=name == "guidellm")
     outcomes = []
     server = nullcontext(options.url) if options.url else serve(options.serve)
     with tempfile.TemporaryDirectory() as scratch, server as url:
@@ -94,18 +95,17 @@ def main() -> int:
     return int(any(o.failed or o.succeeded != load.requests for o in outcomes))
 
 
-def install(folder: Path, name: str) -> None:
+def install(folder: Path, name: str, *requirements: str, with_torch: bool = False) -> None:
     """Make the environment of one tool, unless it is there."""
-    requirement = f"{name}=={VERSIONS[name]}"
-    done = folder / name / requirement
+    done = folder / name / " ".join(requirements)
     if done.exists():
         return
-    print(f"installing {requirement} in {folder / name}", flush=True)
+    print(f"installing {' '.join(requirements)} in {folder / name}", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / name)], check=True)
     python = str(folder / name / "bin" / "python")
-    if name == "guidellm":
+    if with_torch:
         subprocess.run([python, str(ROOT / "scripts" / "install_torch.py")], check=True)
-    subprocess.run([python, "-m", "pip", "install", "--quiet", requirement], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
     done.touch()
 
 
