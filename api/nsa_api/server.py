@@ -26,6 +26,9 @@ from nsa_serve.errors import ConfigError
 from nsa_serve.garbage import keep_all
 
 _POLL_SECONDS = 0.02
+_KEEP_ALIVE_SECONDS = 75
+"""Clients drop a connection that they do not use after 5 (httpx) to 60 seconds (proxies). Where the
+server is the first to, the next request may go into a connection that is being closed."""
 _SECONDS_FOR_LAST_WORDS = 1.0
 """After the drain limit: for the streams to send their error event."""
 
@@ -61,6 +64,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 h11_max_incomplete_event_size=settings.max_header_bytes,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=1,
             )
         )

@@ -4,7 +4,9 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -168,3 +170,17 @@ def test_half_open_connections_do_no_harm(server: ServerProcess) -> None:
     assert time.monotonic() - started < 1
     for connection in connections:
         connection.close()
+
+
+@pytest.mark.slow
+def test_a_connection_outlives_the_pools_of_clients(server: ServerProcess) -> None:
+    """None is closed under a request because client and server tire of it at the same moment."""
+    address = urlsplit(server.url)
+    with closing(HTTPConnection(address.hostname or "", address.port)) as connection:
+        connection.connect()
+        used = connection.sock
+        for pause in (0, 6, 61):
+            time.sleep(pause)
+            connection.request("GET", "/health")
+            assert connection.getresponse().read() == b'{"status":"ok"}'
+            assert connection.sock is used
