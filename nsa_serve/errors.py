@@ -7,6 +7,7 @@ NsaServeError
 │   ├── ContextLengthError     prompt (and output) longer than the model or the cache can hold
 │   └── QueueFullError         the bounded queue is full; try again later
 ├── GenerationError        the engine could not compute one request; all others go on
+├── DeadlineError          a request was not done in the time that it was given
 ├── BatchError             a batch of requests cannot go on; what it wrote is whole
 ├── TrainingError          a training run cannot go on; its last checkpoint can
 ├── EngineDeadError        the engine process is gone
@@ -48,6 +49,10 @@ class QueueFullError(RequestError):
 
 class GenerationError(NsaServeError):
     """The engine could not compute one request, through no fault found in it; all others go on."""
+
+
+class DeadlineError(NsaServeError):
+    """A request was not done in the time that it was given; all others go on."""
 
 
 class BatchError(NsaServeError):

@@ -64,6 +64,9 @@ class Engine(Protocol):
     ) -> RequestOutput:
         """The whole output."""
 
+    async def abort(self, request_id: str) -> None:
+        """End a request now, with finish reason abort; an unknown id is no error."""
+
     async def progress(self) -> list[RequestProgress]:
         """How far each continuation in flight is; raises TimeoutError if the engine is stuck."""
 

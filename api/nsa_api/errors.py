@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nsa_serve.errors import (
     BatchError,
     ContextLengthError,
+    DeadlineError,
     EngineDeadError,
     GenerationError,
     NsaServeError,
@@ -105,6 +106,10 @@ def to_api_error(error: Exception) -> ApiError:
             return bad_request(str(error), error.param)
         case GenerationError():
             return ApiError(500, str(error), code="generation_failed")
+        case DeadlineError():
+            # Whoever tries again would do so for nothing, and OpenAI's clients would.
+            no_retry = {"X-Should-Retry": "false"}
+            return ApiError(504, str(error), code="deadline_exceeded", headers=no_retry)
         case BatchError():
             return ApiError(507, "The server cannot keep this now", code="storage_failed")
         case EngineDeadError():

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
+from nsa_api.deadline import Deadline
 from nsa_api.engine import Engine
 from nsa_api.entrance import about_to_reserve
 from nsa_api.errors import unavailable
@@ -30,6 +32,7 @@ class Generation:
     params: SamplingParams
     priority: int
     salt: bytes
+    deadline: Deadline
     prompt_only: bool = False
     """Nothing of the continuations is wanted: each ends before its first token."""
 
@@ -42,26 +45,28 @@ class Generation:
         tasks = [
             asyncio.ensure_future(self._generate_one(engine, i)) for i in range(len(self.prompts))
         ]
-        try:
-            outputs = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        with self.deadline.kept(partial(self._abort, engine)):
+            try:
+                outputs = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
         for i, output in enumerate(outputs):
             tally.add(i, output)
-            _raise_if_aborted(output)
+            self._raise_if_aborted(output)
         return outputs
 
     async def stream(self, engine: Engine, tally: Tally) -> AsyncGenerator[IndexedOutput, None]:
         """What is new, with the index of its prompt, as it comes."""
         streams = [self._stream_one(engine, i) for i in range(len(self.prompts))]
         merged = streams[0] if len(streams) == 1 else _merge(streams)
-        async with aclosing(merged):
-            async for i, output in merged:
-                tally.add(i, output)
-                _raise_if_aborted(output)
-                yield i, output
+        with self.deadline.kept(partial(self._abort, engine)):
+            async with aclosing(merged):
+                async for i, output in merged:
+                    tally.add(i, output)
+                    self._raise_if_aborted(output)
+                    yield i, output
 
     async def _generate_one(self, engine: Engine, i: int) -> RequestOutput:
         about_to_reserve()
@@ -87,6 +92,17 @@ class Generation:
             async for output in outputs:
                 yield i, _without_continuations(output) if self.prompt_only else output
 
+    async def _abort(self, engine: Engine) -> None:
+        for i in range(len(self.prompts)):
+            await engine.abort(self._id(i))
+
+    def _raise_if_aborted(self, output: RequestOutput) -> None:
+        """The engine aborts at the deadline, and by itself only when it shuts down."""
+        if any(completion.finish_reason == "abort" for completion in output.outputs):
+            if self.deadline.passed:
+                raise self.deadline.error()
+            raise unavailable("The server is shutting down", code="aborted")
+
     def _id(self, i: int) -> str:
         return self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{i}"
 
@@ -108,13 +124,6 @@ def _without_continuations(output: RequestOutput) -> RequestOutput:
             for completion in output.outputs
         ],
     )
-
-
-def _raise_if_aborted(output: RequestOutput) -> None:
-    """The engine aborts by itself only when it shuts down."""
-    for completion in output.outputs:
-        if completion.finish_reason == "abort":
-            raise unavailable("The server is shutting down", code="aborted")
 
 
 async def _merge(

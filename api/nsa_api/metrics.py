@@ -9,7 +9,7 @@ from nsa_api.engine import Engine
 from nsa_api.engine_metrics import EngineCollector
 from nsa_api.tally import Tally
 from nsa_serve.engine.messages import StepOutputs
-from nsa_serve.errors import NsaServeError, RequestError
+from nsa_serve.errors import DeadlineError, NsaServeError, RequestError
 from nsa_serve.outputs import RequestTimes
 
 PREFIX = "nsa_serve:"
@@ -49,7 +49,8 @@ class Metrics:
     def on_request_failed(self, tally: Tally, error: BaseException) -> None:
         """Take in a request that was refused, failed, or lost its client."""
         if self._requests is not None and not isinstance(error, RequestError):
-            self._requests.on_unfinished(tally, failed=isinstance(error, NsaServeError))
+            ours = isinstance(error, NsaServeError) and not isinstance(error, DeadlineError)
+            self._requests.on_unfinished(tally, failed=ours)
 
     def on_request_done(self, tally: Tally) -> None:
         """Take in a request that came to its end."""

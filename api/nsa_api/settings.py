@@ -36,6 +36,10 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Bound on what one answer tells of its prompts: prompt tokens · n · log-probabilities of each,
     and one more if they are echoed."""
 
+    request_timeout: float | None = None
+    """For a request in the queue and in the engine, unless it is a line of a batch; None sets no
+    bound. The header `X-Request-Timeout` can ask for less."""
+
     batch_dir: str | None = None
     """Folder of the files and batches of the Batch API, which is off without one."""
     max_file_bytes: int = 200 * MiB
@@ -65,8 +69,10 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for name in ("max_request_tokens", "max_request_sequences", "max_request_candidates"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be positive")
-        if self.stuck_timeout <= 0:
-            raise ConfigError("stuck_timeout must be positive")
+        for name in ("stuck_timeout", "request_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"{name} must be positive")
         if self.shutdown_timeout < 0:
             raise ConfigError("shutdown_timeout must not be negative")
 

@@ -28,7 +28,7 @@ WORDS = {
     "PROMPT": "prompt",
     "RATE": "learning_rate ramp_up_end_rps ramp_up_start_rps request_rate",
     "RATIO": "random_range_ratio vary",
-    "SECONDS": "max_seconds shutdown_timeout stuck_timeout timeout",
+    "SECONDS": "max_seconds request_timeout shutdown_timeout stuck_timeout timeout",
     "SHAPE": "burstiness",
     "SHARE": "dropout gpu_memory_utilization top_p",
     "STEPS": "checkpoint_every evaluate_every log_every steps warmup",

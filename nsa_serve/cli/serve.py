@@ -16,6 +16,7 @@ KEY_VARIABLE = "NSA_SERVE_API_KEY"
 _KEY_HELP = "A key that opens the API; may be given several times. Without one it is open."
 _NAME_HELP = "The model's name in requests; may be given several times."
 _HOST_HELP = "A Host header accepted beside the loopback names; may be given several times."
+_REQUEST_HELP = "Seconds that a request may wait and run; no bound unless given."
 _TIMEOUT_HELP = "Seconds that running requests may take after SIGTERM."
 _BATCH_HELP = "Folder for files and batches; in the user's state folder unless given, or off."
 _STUCK_HELP = "Not ready after so many seconds without a step while work waits; stacks are logged."
@@ -32,6 +33,7 @@ def serve(
     api_key: Annotated[list[str] | None, typer.Option(envvar=KEY_VARIABLE, help=_KEY_HELP)] = None,
     served_model_name: Annotated[list[str] | None, typer.Option(help=_NAME_HELP)] = None,
     allowed_host: Annotated[list[str] | None, typer.Option(help=_HOST_HELP)] = None,
+    request_timeout: Annotated[float | None, typer.Option(help=_REQUEST_HELP)] = None,
     shutdown_timeout: Annotated[float, typer.Option(help=_TIMEOUT_HELP)] = 30.0,
     batch_dir: Annotated[str | None, typer.Option(help=_BATCH_HELP)] = None,
     stuck_timeout: Annotated[float, typer.Option(help=_STUCK_HELP)] = 60.0,
@@ -56,6 +58,7 @@ def serve(
         api_keys=tuple(api_key or ()),
         served_model_names=tuple(served_model_name or ()),
         allowed_hosts=tuple(allowed_host or ()),
+        request_timeout=request_timeout,
         shutdown_timeout=shutdown_timeout,
         stuck_timeout=stuck_timeout,
         otlp_traces_endpoint=otlp_traces_endpoint,

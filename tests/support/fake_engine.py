@@ -108,6 +108,9 @@ class FakeEngine:
         num_tokens = self._num_tokens(params, whole.prompt_token_ids)
         return self._output(request_id, whole.prompt_token_ids, params, range(num_tokens))
 
+    async def abort(self, request_id: str) -> None:
+        """Nothing ends but by itself."""
+
     async def progress(self) -> list[RequestProgress]:
         """Whatever `in_flight` holds."""
         return self.in_flight

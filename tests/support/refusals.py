@@ -236,6 +236,15 @@ REFUSALS = (
         without("model", "prompt", "messages")
         + chats({"messages": [{"content": "x"}]}, {"tools": [{}]}),
     ),
+    Refusal(
+        "an `X-Request-Timeout` that is no positive number of seconds",
+        400,
+        "invalid_value",
+        [
+            post(COMPLETIONS, GOOD, KEY + JSON + b"X-Request-Timeout: %s\r\n" % seconds)
+            for seconds in (b"0", b"-1", b"nan", b"inf", b"1e999", b"soon", b"")
+        ],
+    ),
     Refusal("an unknown `model`", 404, "model_not_found", both({"model": "other"})),
     Refusal(
         "a `model` that is empty or 1 MB",

@@ -83,7 +83,7 @@ class DirectApi:
             "headers": [],
             "query_string": b"",
             "app": self._app,
-            "state": {"salt": self._salt},
+            "state": {"salt": self._salt, "may_wait": True},
         }
         return Request(scope, _nothing_more)
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 from starlette.responses import Response
 
 from nsa_api.answers import AnswerReader, says_something
+from nsa_api.deadline import Deadline
 from nsa_api.engine import Engine
 from nsa_api.errors import bad_request
 from nsa_api.generation import Generation
@@ -85,7 +86,14 @@ def _generation(
     prompt = ChatPrompt(messages, offered.for_template)
     check_work([prompt], params, engine, state.settings)
     request_id = f"chatcmpl-{uuid.uuid4().hex}"
-    return Generation(request_id, [prompt], params, body.priority, salt_of(request, body))
+    return Generation(
+        request_id,
+        [prompt],
+        params,
+        body.priority,
+        salt_of(request, body),
+        Deadline.of(request, state.settings),
+    )
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from msgspec import UNSET
 from starlette.responses import Response
 
+from nsa_api.deadline import Deadline
 from nsa_api.engine import Engine
 from nsa_api.errors import bad_request
 from nsa_api.generation import Generation
@@ -82,6 +83,7 @@ def _generation(
         params,
         body.priority,
         salt_of(request, body),
+        Deadline.of(request, state.settings),
         prompt_only=max_tokens == 0,
     )
 
