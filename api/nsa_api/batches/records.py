@@ -47,6 +47,21 @@ class RequestCounts(msgspec.Struct):
     failed: int = 0
 
 
+class OutputTokensDetails(msgspec.Struct, frozen=True):
+    """Of the tokens made, those that the answer does not show: there are none."""
+
+    reasoning_tokens: int = 0
+
+
+class BatchUsage(msgspec.Struct):
+    """Tokens of all answers. What the prefix cache held is not told: it differs from run to run."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+
+
 class BatchFault(msgspec.Struct, frozen=True):
     """Why a whole batch failed."""
 
@@ -86,6 +101,9 @@ class BatchRecord(msgspec.Struct, kw_only=True):
     cancelled_at: int | None = None
     request_counts: RequestCounts = msgspec.field(default_factory=RequestCounts)
     metadata: dict[str, str] | None = None
+    model: str | None = None
+    """That of the answers, once they are all there."""
+    usage: BatchUsage | None = None
     output_seconds: int | None = None
     """For how long its files are kept, if the client said so; never told."""
     owner: str = ""

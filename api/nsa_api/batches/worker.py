@@ -2,15 +2,14 @@
 
 import asyncio
 import logging
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 from fastapi import FastAPI
 
 from nsa_api.batches.online import OnlineApi
+from nsa_api.batches.parting import part_results
 from nsa_api.batches.records import (
     UNFINISHED,
     BatchFault,
@@ -167,7 +166,9 @@ class BatchWorker:
         names = [f"{name}{end}" for end in ("a", "b")]
         paths = [self.store.content(name) for name in names]
         counts = batch.request_counts
-        counts.completed, counts.failed = await asyncio.to_thread(_part, partial, *paths)
+        parted = await asyncio.to_thread(part_results, partial, *paths)
+        counts.completed, counts.failed = parted.completed, parted.failed
+        batch.model, batch.usage = parted.model, parted.usage
         if counts.completed:
             batch.output_file_id = self._add(names[0], batch, made_at, "output")
         if counts.failed:
@@ -203,28 +204,3 @@ class BatchWorker:
 def _count_lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())
-
-
-class _Status(msgspec.Struct):
-    status_code: int
-
-
-class _Outcome(msgspec.Struct):
-    response: _Status | None
-
-
-def _part(partial: Path, answers: Path, failures: Path) -> tuple[int, int]:
-    """Write each kind of result to its file; how many there were."""
-    num_lines = [0, 0]
-    with answers.open("wb") as good, failures.open("wb") as bad:
-        if partial.exists():
-            with partial.open("rb") as file:
-                for line in file:
-                    response = msgspec.json.decode(line, type=_Outcome).response
-                    failed = response is None or response.status_code != 200
-                    (bad if failed else good).write(line)
-                    num_lines[failed] += 1
-        for written in (good, bad):
-            written.flush()
-            os.fsync(written.fileno())
-    return num_lines[0], num_lines[1]

@@ -108,6 +108,11 @@ def test_a_batch_is_answered(client: openai.OpenAI) -> None:
         custom_id: result["response"]["body"]["choices"][0]["text"]
         for custom_id, result in good.items()
     } == {f"r{i}": expected_text(f"r{i}", 20) for i in range(30)}
+    usage = batch.usage
+    assert usage is not None
+    assert (batch.model, usage.output_tokens) == ("stand-in", 30 * 20)
+    assert usage.input_tokens == sum(len(f"r{i}") for i in range(30))
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens
     bad = results(client, batch.error_file_id)
     assert bad[None]["error"]["code"] == "invalid_json_line"  # type: ignore[index]
     assert bad["bad"]["response"]["status_code"] == 400
