@@ -5,8 +5,9 @@
 The ways are `bench throughput`'s loop (the engine in this process, token ids in and out), the
 command `run-batch`, and the Batch API of a server that does nothing else. Over the stand-in runner,
 whose steps take a fixed time, and over the built-in model. Each way runs in a process of its own;
-loading is left out, and so is what the engine computes to warm up. Medians of several rounds, and
-of the time for which the engine waited for a core that other processes had.
+loading is left out, and so is what the engine computes to warm up. Every other round goes through
+the ways backwards, as a machine may be slower for minutes. Medians of the rounds, and of the time
+for which the engine waited for a core that other processes had.
 Writes benchmarks/results/batch.json.
 """
 
@@ -24,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +53,7 @@ class Case:
     prompt_tokens: int
     answer_tokens: int
     at_once: int
+    rounds: int
     step_ms: float = 0.0
 
     @property
@@ -87,8 +90,8 @@ class Case:
 
 
 CASES = {
-    "stand-in, a step takes 2.5 ms": Case("stand-in", "stand-in", 256, 2000, 64, 64, 64, 2.5),
-    "built-in model": Case("model", "SmolLM2-135M-Instruct-NSA", 49_152, 96, 32, 32, 8),
+    "stand-in, a step takes 2.5 ms": Case("stand-in", "stand-in", 256, 2000, 64, 64, 64, 5, 2.5),
+    "built-in model": Case("model", "SmolLM2-135M-Instruct-NSA", 49_152, 96, 32, 32, 8, 11),
 }
 
 
@@ -111,16 +114,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", metavar="CASE", help="the engine's own throughput")
     parser.add_argument("--only", choices=CASES, help="one case; nothing is written")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, help="in place of each case's own number")
     options = parser.parse_args()
     if options.engine:
         print(json.dumps(asdict(engine(CASES[options.engine]))))
         return
     names = [options.only] if options.only else list(CASES)
     rounds: dict[str, list[dict[str, Run]]] = {name: [] for name in names}
-    for number in range(options.rounds):
-        for name in names:
-            rounds[name].append(measure(name))
+    for name in names:
+        for number in range(options.rounds or CASES[name].rounds):
+            rounds[name].append(measure(name, backwards=number % 2 == 1))
             print(f"round {number + 1}, {name}: {rounds[name][-1]}", file=sys.stderr)
     result = {
         "machine": {"cpu": cpu_name(), "cpus": os.cpu_count(), "python": platform.python_version()},
@@ -162,19 +165,30 @@ def show(name: str, result: dict[str, Any]) -> None:
         print(f"{way:32}" + "".join(f"{medians[column]:26,.3f}" for column in columns))
 
 
-def measure(name: str) -> dict[str, Run]:
+def measure(name: str, *, backwards: bool) -> dict[str, Run]:
     """Each way once."""
     case = CASES[name]
-    child = [sys.executable, __file__, "--engine", name]
-    done = subprocess.run(
-        child, stdout=subprocess.PIPE, text=True, check=True, env=case.environment
-    )
-    found = {"engine": Run(**json.loads(done.stdout.splitlines()[-1]))}
     with tempfile.TemporaryDirectory() as folder:
         case.write(Path(folder) / "requests.jsonl")
-        found["run-batch"] = offline(case, Path(folder))
-        found["Batch API"] = online(case, Path(folder))
-    return found
+        ways = {
+            "engine": partial(engine_alone, name),
+            "run-batch": partial(offline, case, Path(folder)),
+            "Batch API": partial(online, case, Path(folder)),
+        }
+        found = {way: ways[way]() for way in (reversed(ways) if backwards else ways)}
+    return {way: found[way] for way in ways}
+
+
+def engine_alone(name: str) -> Run:
+    """The engine's own throughput, by a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--engine", name],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=CASES[name].environment,
+    )
+    return Run(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def engine(case: Case) -> Run:
