@@ -1,10 +1,12 @@
 """Reads a request's body before the app sees it: JSON only, bounded, and not at a crawl."""
 
 import asyncio
+from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nsa_api.errors import ApiError
+from nsa_api.protocol import SECONDS_TO_CATCH_UP
 from nsa_api.settings import ApiSettings, MiB
 
 MIN_BODY_RATE = 64 << 10
@@ -48,11 +50,9 @@ class BodyLimits:
         body, received = bytearray(), 0
         while True:
             deadline = started + self._timeout + received / MIN_BODY_RATE
-            try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError:
-                raise _closing(408, "The body did not arrive in time", "body_timeout") from None
+            message = await _received_by(deadline, receive)
+            if message is None:
+                raise _closing(408, "The body did not arrive in time", "body_timeout")
             if message["type"] == "http.disconnect":
                 return None
             piece, more = message.get("body", b""), message.get("more_body", False)
@@ -67,6 +67,17 @@ class BodyLimits:
     def _too_large(self) -> ApiError:
         text = f"The body is larger than {self._max_bytes} bytes"
         return _closing(413, text, "body_too_large")
+
+
+async def _received_by(deadline: float, receive: Receive) -> Message | None:
+    """The next message; None if it is late."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(deadline):
+            return await receive()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SECONDS_TO_CATCH_UP):
+            return await receive()
+    return None
 
 
 def _closing(status: int, message: str, code: str) -> ApiError:

@@ -9,7 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from nsa_api.errors import ApiError
 
-_SECONDS_TO_CATCH_UP = 0.02
+SECONDS_TO_CATCH_UP = 0.02
+"""To read once more what is late: after a stall of the process, timers come before data."""
 
 
 class BoundedH11Protocol(H11Protocol):
@@ -52,8 +53,8 @@ class BoundedH11Protocol(H11Protocol):
             self._deadline = None
 
     def _head_may_be_late(self) -> None:
-        """Read once more before it is: after a stall of the process, timers come before data."""
-        self._deadline = self.loop.call_later(_SECONDS_TO_CATCH_UP, self._head_is_late)
+        """Read once more before it is."""
+        self._deadline = self.loop.call_later(SECONDS_TO_CATCH_UP, self._head_is_late)
 
     def _head_is_late(self) -> None:
         if self.conn.trailing_data[0]:

@@ -110,13 +110,17 @@ def test_unfinished_request_is_a_408(server: ServerProcess, sent: bytes) -> None
     assert 0.4 < time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize("before", [0, 20, len(post(b"")), len(post(b"")) + 10])
 def test_request_that_came_while_the_process_was_stopped_is_answered(
-    server: ServerProcess,
+    server: ServerProcess, before: int
 ) -> None:
+    """Whole, or but for some bytes of its head or body, that came before."""
+    sent = post(GOOD)
     with server.connect() as connection:
+        connection.sendall(sent[:before])
         time.sleep(0.1)  # it is accepted, and its clock runs
         server.signal(signal.SIGSTOP)
-        connection.sendall(post(GOOD))
+        connection.sendall(sent[before:])
         time.sleep(0.6)
         server.signal(signal.SIGCONT)
         assert status(read_all(connection)) == 200
