@@ -151,10 +151,10 @@ class CompletionAnswer:
             async for i, output in self.generation.stream(self.engine, tally):
                 for completion in output.outputs:
                     place = i, completion.index
-                    echo = bool(self.body.echo) and place not in begun
-                    if not (echo or self._worth_sending(completion)):
+                    first = place not in begun
+                    if not (self._worth_sending(completion) or (first and self.body.echo)):
                         continue
-                    choice = self._choice(i, completion, None if place in begun else output)
+                    choice = self._choice(i, completion, output if first else None)
                     begun.add(place)
                     yield encoder.chunk([choice], tally.usage() if continuous else None)
         if include_usage(self.body):
