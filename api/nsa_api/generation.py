@@ -98,10 +98,11 @@ class Generation:
 
     def _raise_if_aborted(self, output: RequestOutput) -> None:
         """The engine aborts at the deadline, and by itself only when it shuts down."""
-        if any(completion.finish_reason == "abort" for completion in output.outputs):
-            if self.deadline.passed:
-                raise self.deadline.error()
-            raise unavailable("The server is shutting down", code="aborted")
+        for completion in output.outputs:
+            if completion.finish_reason == "abort":
+                if self.deadline.passed:
+                    raise self.deadline.error()
+                raise unavailable("The server is shutting down", code="aborted")
 
     def _id(self, i: int) -> str:
         return self.request_id if len(self.prompts) == 1 else f"{self.request_id}-{i}"

@@ -1,5 +1,7 @@
 """Counts HTTP answers by route template, so that invented paths make no new series."""
 
+from collections.abc import Awaitable
+
 from prometheus_client import CollectorRegistry, Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,12 +27,12 @@ class HttpMetrics:
             await self.app(scope, receive, send)
             return
 
-        async def counted(message: Message) -> None:
+        def counted(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 route = scope.get("route")
                 method = scope["method"] if scope["method"] in _METHODS else "other"
                 handler = route.path if route is not None else "none"
                 self._answers.labels(method, handler, str(message["status"])).inc()
-            await send(message)
+            return send(message)
 
         await self.app(scope, receive, counted)

@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,10 +38,10 @@ class HeadLimits:
         request_id = _request_id(scope["headers"])
         logs.request_id.set(request_id)
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
+            return send(message)
 
         refusal = self._refusal(scope["headers"])
         app: ASGIApp = self.app if refusal is None else refusal.response()

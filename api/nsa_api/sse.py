@@ -1,7 +1,7 @@
 """Server-sent events: frames that are mostly encoded before the first token, and their response."""
 
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 
 import msgspec
@@ -100,5 +100,5 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": DONE, "more_body": False})
 
 
-async def _send_frame(send: Send, frame: bytes) -> None:
-    await send({"type": "http.response.body", "body": frame, "more_body": True})
+def _send_frame(send: Send, frame: bytes) -> Awaitable[None]:
+    return send({"type": "http.response.body", "body": frame, "more_body": True})

@@ -152,16 +152,14 @@ class CompletionAnswer:
                 for completion in output.outputs:
                     place = i, completion.index
                     first = place not in begun
-                    if not (self._worth_sending(completion) or (first and self.body.echo)):
+                    has_content = bool(completion.text or (first and self.body.echo))
+                    if not worth_sending(completion, self.body, has_content=has_content):
                         continue
                     choice = self._choice(i, completion, output if first else None)
                     begun.add(place)
                     yield encoder.chunk([choice], tally.usage() if continuous else None)
         if include_usage(self.body):
             yield encoder.chunk([], tally.usage())
-
-    def _worth_sending(self, completion: CompletionOutput) -> bool:
-        return worth_sending(completion, self.body, has_content=bool(completion.text))
 
     def _choice(
         self, i: int, completion: CompletionOutput, prompt: RequestOutput | None
