@@ -52,45 +52,48 @@ class Generation:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        for i, output in enumerate(outputs):
-            tally.add(i, output)
-            self._raise_if_aborted(output)
-        return outputs
+        return [self._taken(i, output, tally)[1] for i, output in enumerate(outputs)]
 
     async def stream(self, engine: Engine, tally: Tally) -> AsyncGenerator[IndexedOutput, None]:
         """What is new, with the index of its prompt, as it comes."""
         streams = [self._stream_one(engine, i) for i in range(len(self.prompts))]
-        merged = streams[0] if len(streams) == 1 else _merge(streams)
         with self.deadline.kept(partial(self._abort, engine)):
-            async with aclosing(merged):
-                async for i, output in merged:
-                    tally.add(i, output)
-                    self._raise_if_aborted(output)
-                    yield i, output
+            about_to_reserve()
+            if len(streams) == 1:  # as nearly always: nothing to merge, and the less for a token
+                async with aclosing(streams[0]) as outputs:
+                    async for output in outputs:
+                        yield self._taken(0, output, tally)
+            else:
+                async with aclosing(_merge(streams)) as merged:
+                    async for i, output in merged:
+                        yield self._taken(i, output, tally)
 
     async def _generate_one(self, engine: Engine, i: int) -> RequestOutput:
         about_to_reserve()
-        output = await engine.generate(
+        return await engine.generate(
             self.prompts[i],
             self.params,
             request_id=self._id(i),
             priority=self.priority,
             salt=self.salt,
         )
-        return _without_continuations(output) if self.prompt_only else output
 
-    async def _stream_one(self, engine: Engine, i: int) -> AsyncGenerator[IndexedOutput, None]:
-        outputs = engine.stream(
+    def _stream_one(self, engine: Engine, i: int) -> AsyncGenerator[RequestOutput, None]:
+        return engine.stream(
             self.prompts[i],
             self.params,
             request_id=self._id(i),
             priority=self.priority,
             salt=self.salt,
         )
-        about_to_reserve()
-        async with aclosing(outputs):
-            async for output in outputs:
-                yield i, _without_continuations(output) if self.prompt_only else output
+
+    def _taken(self, i: int, output: RequestOutput, tally: Tally) -> IndexedOutput:
+        """What is told of an output, once it is counted."""
+        if self.prompt_only:
+            output = _without_continuations(output)
+        tally.add(i, output)
+        self._raise_if_aborted(output)
+        return i, output
 
     async def _abort(self, engine: Engine) -> None:
         for i in range(len(self.prompts)):
@@ -128,20 +131,20 @@ def _without_continuations(output: RequestOutput) -> RequestOutput:
 
 
 async def _merge(
-    streams: list[AsyncGenerator[IndexedOutput, None]],
+    streams: list[AsyncGenerator[RequestOutput, None]],
 ) -> AsyncGenerator[IndexedOutput, None]:
     queue: asyncio.Queue[IndexedOutput | Exception | None] = asyncio.Queue(_MERGE_DEPTH)
 
-    async def pump(stream: AsyncGenerator[IndexedOutput, None]) -> None:
+    async def pump(i: int, stream: AsyncGenerator[RequestOutput, None]) -> None:
         try:
             async with aclosing(stream):
-                async for item in stream:
-                    await queue.put(item)
+                async for output in stream:
+                    await queue.put((i, output))
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
 
-    tasks = [asyncio.ensure_future(pump(stream)) for stream in streams]
+    tasks = [asyncio.ensure_future(pump(i, stream)) for i, stream in enumerate(streams)]
     try:
         num_open = len(tasks)
         while num_open:

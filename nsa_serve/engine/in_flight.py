@@ -23,7 +23,9 @@ class Delivery:
         self.request: Request | None = None
         self.aborted = False
         self._failure: NsaServeError | None = None
-        self._news = asyncio.Event()
+        self._has_news = False
+        self._waiter: asyncio.Future[None] | None = None
+        """Of the one consumer, who waits anew for each token; an Event is for many."""
         self._end = asyncio.Event()
 
     @property
@@ -33,7 +35,9 @@ class Delivery:
 
     def notify(self) -> None:
         """Wake the consumer: there is something to take, or nothing more will come."""
-        self._news.set()
+        self._has_news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
         if self.num_unfinished == 0 or self._failure is not None:
             self._end.set()
 
@@ -44,8 +48,10 @@ class Delivery:
 
     async def take(self) -> RequestOutput:
         """Wait for something new, and take all of it."""
-        await self._news.wait()
-        self._news.clear()
+        if not self._has_news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._has_news = False
         return self._taken()
 
     async def take_whole(self) -> RequestOutput:

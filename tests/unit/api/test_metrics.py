@@ -3,10 +3,12 @@
 import random
 import string
 
+import pytest
 from fastapi.testclient import TestClient
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from nsa_api.metrics import LastTokenTimes
+from nsa_api.metrics import LastTokenTimes, ManyHistogram
 from nsa_serve.engine.messages import EngineStats, SequenceOutput, StepOutputs
 from nsa_serve.errors import QueueFullError
 from tests.support.api import CHAT, COMPLETIONS, chat_body, completion_body, make_client
@@ -158,6 +160,29 @@ def test_steps_give_gaps_between_tokens(client: TestClient, engine: FakeEngine) 
     found = samples(client)
     assert found["inter_token_latency_seconds_count"] == 4
     assert found["iteration_tokens_total_sum"] == 7
+
+
+def test_many_values_at_once_are_told_as_the_library_tells_each() -> None:
+    registry, others = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.01, 0.025, 0.5, 1.0, 80.0)
+    many = ManyHistogram("gap_seconds", "Gaps.", "a model", bounds)
+    registry.register(many)
+    each = Histogram("gap_seconds", "Gaps.", ["model_name"], buckets=bounds, registry=others)
+    rng = random.Random(0)
+    for _ in range(20):
+        values = [*bounds, *(rng.lognormvariate(-2, 3) for _ in range(rng.randrange(30)))]
+        many.observe_all(values)
+        for value in values:
+            each.labels("a model").observe(value)
+    told, expected = told_by(registry), told_by(others)
+    assert told == pytest.approx(expected)
+    assert len(told) == len(bounds) + 3  # +Inf, the count and the sum
+
+
+def told_by(registry: CollectorRegistry) -> dict[str, float]:
+    families = text_string_to_metric_families(generate_latest(registry).decode())
+    samples = (sample for family in families for sample in family.samples)
+    return {f"{s.name} {s.labels}": s.value for s in samples if not s.name.endswith("_created")}
 
 
 def test_sequences_that_were_aborted_are_forgotten_in_time() -> None:
