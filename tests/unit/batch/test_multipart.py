@@ -39,9 +39,16 @@ def form(*fields: tuple[str, bytes]) -> bytes:
 NEARLY = st.lists(st.sampled_from([b"\r", b"\n", b"-", b"x", b"--", b"\r\n--", b"\r\n--", b"a"]))
 
 
+def without_boundary(value: bytes) -> bytes:
+    """No value holds it: a client takes another. What is left of one must not make a new one."""
+    while (shorter := value.replace(b"--" + BOUNDARY, b"")) != value:
+        value = shorter
+    return value
+
+
 @given(st.lists(NEARLY.map(b"".join), min_size=1, max_size=3), st.integers(1, 40))
 def test_every_byte_arrives_whatever_the_pieces(values: list[bytes], size: int) -> None:
-    values = [value.replace(b"--" + BOUNDARY, b"") for value in values]
+    values = [without_boundary(value) for value in values]
     fields = [(f"f{i}", value) for i, value in enumerate(values)]
     expected = [(name, "a b.jsonl", value) for name, value in fields]
     assert read(form(*fields), size) == expected
