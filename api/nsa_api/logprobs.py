@@ -35,9 +35,9 @@ def completion_logprobs(
         offset += len(text)
     return CompletionLogprobs(
         tokens=texts,
-        token_logprobs=[place if place is None else _finite(place.chosen) for place in places],
+        token_logprobs=[None if place is None else _finite(place.chosen) for place in places],
         top_logprobs=[
-            place if place is None else _by_text(tokenizer, place, num_top) for place in places
+            None if place is None else _by_text(tokenizer, place, num_top) for place in places
         ]
         if num_top
         else None,

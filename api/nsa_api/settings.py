@@ -7,6 +7,12 @@ import msgspec
 from nsa_serve.errors import ConfigError
 
 MiB = 1 << 20
+_POSITIVE = (
+    *("max_body_bytes", "max_header_bytes", "max_header_count", "read_timeout"),
+    *("max_request_tokens", "max_request_sequences", "max_request_candidates"),
+    *("max_file_bytes", "max_batch_dir_bytes", "batch_days"),
+    *("request_timeout", "stuck_timeout"),
+)
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,18 +66,9 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(f"port must be between 0 and 65535, got {self.port}")
         if not all(key.isascii() and key.strip() == key and key for key in self.api_keys):
             raise ConfigError("api_key must be non-empty ASCII without surrounding spaces")
-        for name in ("max_body_bytes", "max_header_bytes", "max_header_count", "read_timeout"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive")
-        for name in ("max_file_bytes", "max_batch_dir_bytes", "batch_days"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive")
-        for name in ("max_request_tokens", "max_request_sequences", "max_request_candidates"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be positive")
-        for name in ("stuck_timeout", "request_timeout"):
-            seconds = getattr(self, name)
-            if seconds is not None and not seconds > 0:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive")
         if self.shutdown_timeout < 0:
             raise ConfigError("shutdown_timeout must not be negative")

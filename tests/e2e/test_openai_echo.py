@@ -1,29 +1,15 @@
 """`echo`, with the unmodified `openai` package: prompts before their continuations."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
 from nsa_serve.text.tokenizer import Tokenizer
-from tests.support.http_server import ServerProcess, run_server
-from tests.support.openai_client import MODEL, client_of, expected_text
+from tests.support.openai_client import MODEL, expected_text
 
 TEXT = "A prompt, é"
 IDS = Tokenizer.byte_level().encode(TEXT)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with run_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with client_of(server) as client:
-        yield client
 
 
 def test_the_prompt_stands_before_every_continuation(client: openai.OpenAI) -> None:

@@ -1,13 +1,12 @@
 """What the unmodified `openai` package may ask, and how its answers read: whole answers."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
 from nsa_serve.text.tokenizer import Tokenizer
-from tests.support.http_server import ServerProcess, run_server
+from tests.support.http_server import run_server
 from tests.support.openai_client import (
     MODEL,
     Fields,
@@ -59,18 +58,6 @@ COLOUR: Any = {
         },
     },
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with run_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with client_of(server) as client:
-        yield client
 
 
 def test_a_prompt_has_four_forms(client: openai.OpenAI) -> None:

@@ -31,12 +31,6 @@ def server() -> Iterator[ServerProcess]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
-    with client_of(server) as client:
-        yield client
-
-
 def is_idle(server: ServerProcess) -> bool:
     return bool(server.http.get("/load").json() == {"server_load": 0})
 

@@ -48,11 +48,6 @@ def server() -> Iterator[ServerProcess]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(server: ServerProcess) -> OpenAI:
-    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
-
-
 def asked(text: str) -> Any:
     return [{"role": "user", "content": text}]
 

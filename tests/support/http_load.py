@@ -17,8 +17,7 @@ def run_load(server: ServerProcess, work: Work[T]) -> T:
     """Run `work` with a session whose addresses are the server's paths."""
 
     async def main() -> T:
-        # Idle connections are given up before the server closes them, lest a request meet that.
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
+        connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=300)
         async with aiohttp.ClientSession(
             server.url, connector=connector, timeout=timeout

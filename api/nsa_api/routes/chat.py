@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import APIRouter, Request
 from msgspec import UNSET
@@ -26,6 +27,7 @@ from nsa_api.responses import (
     Usage,
 )
 from nsa_api.routes.common import (
+    built,
     chunk_encoder,
     continuous_usage,
     include_usage,
@@ -39,6 +41,7 @@ from nsa_api.schemas import ChatCompletionRequest
 from nsa_api.sse import ChunkEncoder, EventStream
 from nsa_api.state import ServerState, server_state
 from nsa_api.structured import structured_outputs
+from nsa_api.tally import Tally
 from nsa_api.tools import Offer, offer
 from nsa_api.validation import check_work, ignored_header, sampling_params
 from nsa_serve.engine.prompts import ChatPrompt
@@ -111,6 +114,9 @@ class ChatAnswer:
         """The answer in one piece."""
         tally = self.generation.tally()
         (output,) = await run_whole(request, state, self.engine, self.generation, tally)
+        return await built(self.generation, partial(self._completion, output, tally))
+
+    def _completion(self, output: RequestOutput, tally: Tally) -> ChatCompletion:
         return ChatCompletion(
             id=self.generation.request_id,
             created=self.created,

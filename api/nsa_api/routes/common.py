@@ -1,7 +1,9 @@
 """What the two generating endpoints share."""
 
+import asyncio
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request
@@ -15,6 +17,8 @@ from nsa_api.sse import ChunkEncoder
 from nsa_api.state import ServerState
 from nsa_api.tally import Tally
 from nsa_serve.outputs import CompletionOutput, RequestOutput
+
+T = TypeVar("T")
 
 
 def salt_of(request: Request, body: SamplingFields) -> bytes:
@@ -63,6 +67,14 @@ async def run_whole(
     """Outputs of a request that does not stream; raises ClientGone if nobody waits any more."""
     with state.serving(tally):
         return await until_disconnect(request.receive, generation.run(engine, tally))
+
+
+async def built(generation: Generation, build: Callable[[], T]) -> T:
+    """The answer that `build` makes. Log-probabilities of a long prompt are many: what streams
+    meanwhile does not wait for them."""
+    if generation.params.prompt_logprobs is None:
+        return build()
+    return await asyncio.to_thread(build)
 
 
 def json_response(value: Any, headers: dict[str, str] | None = None) -> Response:

@@ -1,11 +1,11 @@
 """POST /v1/completions."""
 
-import asyncio
 import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastapi import APIRouter, Request
 from msgspec import UNSET
@@ -19,6 +19,7 @@ from nsa_api.logprobs import completion_logprobs, prompt_logprobs
 from nsa_api.openapi import documented
 from nsa_api.responses import Completion, CompletionChoice, CompletionLogprobs
 from nsa_api.routes.common import (
+    built,
     chunk_encoder,
     continuous_usage,
     include_usage,
@@ -123,10 +124,7 @@ class CompletionAnswer:
         """The answer in one piece."""
         tally = self.generation.tally()
         outputs = await run_whole(request, state, self.engine, self.generation, tally)
-        if self.generation.params.prompt_logprobs is None:
-            return self._completion(outputs, tally)
-        # Of a long prompt these are many; what streams meanwhile must not wait for them.
-        return await asyncio.to_thread(self._completion, outputs, tally)
+        return await built(self.generation, partial(self._completion, outputs, tally))
 
     def _completion(self, outputs: list[RequestOutput], tally: Tally) -> Completion:
         return Completion(

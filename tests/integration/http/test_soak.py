@@ -19,6 +19,7 @@ from tests.support.http_load import run_load
 from tests.support.http_server import ServerProcess, children, run_server, wait_until
 from tests.support.openai_client import expected_text
 from tests.support.refusals import MAX_MODEL_LEN, READ_TIMEOUT, REFUSALS
+from tests.support.resident import resident
 
 SECONDS = float(os.environ.get("NSA_SERVE_SOAK_SECONDS", "300"))
 PLACES = 16
@@ -119,13 +120,6 @@ class Soak:
         while self.goes_on:
             self.memory.append((time.monotonic() - began, resident(api), resident(engine)))
             await asyncio.sleep(1)
-
-
-def resident(pid: int) -> int:
-    """Bytes of a process in memory, without the pages of files."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith("RssAnon:"))
-    return int(kib) * 1024
 
 
 @pytest.fixture

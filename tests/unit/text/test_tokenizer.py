@@ -16,6 +16,7 @@ from nsa_serve.text.tokenizer import Tokenizer
 from nsa_serve.text.tokenizer_config import TokenizerConfig
 from tests.support.gguf_files import write_gguf
 from tests.support.model_folders import edit_json, write_tiny_folder
+from tests.support.resident import resident
 
 END = 258
 """Id of <|im_end|> in the byte vocabulary."""
@@ -208,12 +209,6 @@ def test_without_a_template_chat_is_refused(tmp_path: Path) -> None:
     assert not tokenizer.has_chat_template
     with pytest.raises(RequestError, match="no chat template"):
         tokenizer.encode_chat([{"role": "user", "content": "a"}])
-
-
-def resident() -> int:
-    """Bytes of this process in memory, without the pages of files."""
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in x)
-    return int(line.split()[1]) * 1024
 
 
 @pytest.mark.parametrize("special", [True, False])
